@@ -1,0 +1,252 @@
+// Package config turns the proxy's one YAML file into plain structs with every
+// default filled in. It is strict: an unknown key, a wrong type, a value out of
+// range or a contradiction is a [Problem] that names the line, the key and what
+// to write instead, and all problems of a file are reported at once.
+//
+// The package opens no sockets and starts nothing; beside the file itself it
+// looks at the host only to see whether a named network interface exists.
+//
+// The structs below are the schema: a field's yaml tag is its key, and the
+// values a missing key gets are in defaults.go. config.example.yaml shows every
+// key. Numbers such as GP-29 refer to docs/rules.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is one whole configuration. A Config returned by [Load] or [Parse] is
+// valid; one made in code starts from [Default] and is checked with
+// [Config.Validate]. It is not changed after that, so it may be shared between
+// goroutines.
+type Config struct {
+	Listen []Listener `yaml:"listen"`
+	// Clients says who may do what; a peer that no entry covers gets nothing
+	// (GP-23, FP-85).
+	Clients []Client `yaml:"clients"`
+	// Groups lists the groups that can be reached at all (GP-22).
+	Groups []Group `yaml:"groups"`
+	// Names maps host names, in lower case, to addresses. A name listed here is
+	// not looked up in the DNS. One name has multicast or unicast addresses,
+	// never both (GC-3).
+	Names  map[string][]netip.Addr `yaml:"names"`
+	Proxy  Proxy                   `yaml:"proxy"`
+	Limits Limits                  `yaml:"limits"`
+	Log    Log                     `yaml:"log"`
+
+	source source
+}
+
+// Client is an access entry: a set of peers and what they may do.
+type Client struct {
+	// Name identifies the entry in logs and counters; unique.
+	Name string `yaml:"name"`
+	// Networks are trusted for identifying a client by source address alone
+	// (GP-24). When entries overlap, the longest prefix wins; the same prefix
+	// in two entries is a problem.
+	Networks []netip.Prefix `yaml:"networks"`
+	// Dialect is the generation of the group options spoken with this client
+	// (GP-127).
+	Dialect Dialect `yaml:"dialect"`
+	// PresetTimeout stands in for a missing Multicast-Timeout of a legacy
+	// client (GP-127), in whole seconds; 0 means that the option is required.
+	PresetTimeout time.Duration `yaml:"preset_timeout"`
+	// Groups are the names of the groups this client may reach (GP-23).
+	Groups GroupNames `yaml:"groups"`
+	// Methods further restricts the methods of those groups (GC-70); nil means
+	// no restriction of its own.
+	Methods []Method `yaml:"methods"`
+	// MaxTimeout is the longest Multicast-Timeout this client gets (GP-29), in
+	// whole seconds; the smallest of the client's, the group's and the proxy's
+	// applies. Parse fills in the proxy's where the file has none.
+	MaxTimeout time.Duration `yaml:"max_timeout"`
+	// AllowNoResponseZero lets a No-Response of 0, which widens the number of
+	// responses, pass to a group instead of being removed (GC-33).
+	AllowNoResponseZero bool `yaml:"allow_no_response_zero"`
+	// Forward lists the unicast targets this client may reach (FP-85); none
+	// when empty.
+	Forward []Target `yaml:"forward"`
+	// FollowUp lets the client reach, by unicast, every server it heard in one
+	// of its groups (GP-112, FP-11).
+	FollowUp bool `yaml:"follow_up"`
+	// Echo says whether the client must prove its address; only EchoOff in this
+	// version (FP-81).
+	Echo Echo `yaml:"echo"`
+	// MaxExchanges bounds the group exchanges the client has running.
+	MaxExchanges int `yaml:"max_exchanges"`
+	// ConOutstanding bounds the relayed CON responses not yet acknowledged
+	// (GP-33).
+	ConOutstanding int `yaml:"con_outstanding"`
+	// ConQueue bounds the relayed CON responses waiting behind those (GP-33).
+	ConQueue int `yaml:"con_queue"`
+	// ResponseType is the message type of relayed responses (GP-33).
+	ResponseType ResponseType `yaml:"response_type"`
+}
+
+// Group is one CoAP group, a multicast address and port (GC-2), or all the
+// groups behind one name.
+type Group struct {
+	// Name is what Client.Groups refers to; unique.
+	Name string   `yaml:"name"`
+	URI  GroupURI `yaml:"uri"`
+	// Interfaces are the outgoing interfaces; at least one (GC-7). With a zone
+	// in URI it is that one.
+	Interfaces []string `yaml:"interfaces"`
+	// HopLimit is the IP hop limit; 0 means by address. Use
+	// [Group.HopLimitFor] (GC-6).
+	HopLimit int `yaml:"hop_limit"`
+	// Loopback delivers the multicast to members on this host too (GC-6).
+	Loopback bool `yaml:"loopback"`
+	// Methods are those that may go to the group (GC-70).
+	Methods []Method `yaml:"methods"`
+	// MaxTimeout is as in Client (GP-29).
+	MaxTimeout time.Duration `yaml:"max_timeout"`
+	// MaxResponses bounds the responses relayed in one exchange (GP-61).
+	MaxResponses int `yaml:"max_responses"`
+	// MaxBytes bounds the payload bytes relayed in one exchange (GP-61).
+	MaxBytes Bytes `yaml:"max_bytes"`
+	// NStart bounds the outstanding requests to the group (GC-80).
+	NStart int `yaml:"nstart"`
+	// Queue bounds the requests waiting behind those (GC-80).
+	Queue int `yaml:"queue"`
+	// Leisure is the time over which members spread their responses (GC-35).
+	Leisure time.Duration `yaml:"leisure"`
+	// FireAndForgetRate is how many requests with a Multicast-Timeout of 0 the
+	// group gets per second, FireAndForgetBurst how many at once (GC-80).
+	FireAndForgetRate  float64 `yaml:"fire_and_forget_rate"`
+	FireAndForgetBurst int     `yaml:"fire_and_forget_burst"`
+	// ProbingRate is the average, in byte/s, sent to a group from which nothing
+	// has come back yet; 0 means unlimited (GC-81).
+	ProbingRate int `yaml:"probing_rate"`
+	// Repeat says whether and how a request is sent a second time (GC-40).
+	Repeat Repeat `yaml:"repeat"`
+	// AllowedSources are the networks from which responses are accepted; empty
+	// means all (GC-25).
+	AllowedSources []netip.Prefix `yaml:"allowed_sources"`
+	// MaxRequestPayload is the largest request payload (GC-56); more is refused
+	// as GC-52 says.
+	MaxRequestPayload Bytes `yaml:"max_request_payload"`
+	// ProtectedRequests allows requests whose method is hidden by end-to-end
+	// Group OSCORE (GC-92).
+	ProtectedRequests bool `yaml:"protected_requests"`
+}
+
+// Proxy holds what applies to every client and group.
+type Proxy struct {
+	// MaxTimeout is the longest Multicast-Timeout, in whole seconds (GP-29).
+	MaxTimeout time.Duration `yaml:"max_timeout"`
+	// RefuseAboveMax answers 4.00 to a longer one instead of lowering it (GP-29).
+	RefuseAboveMax bool `yaml:"refuse_above_max"`
+	// MaxScope is the widest IPv6 multicast scope (GC-5). IPv4 multicast
+	// addresses carry no comparable scope; there Group.HopLimit bounds the reach.
+	MaxScope Scope `yaml:"max_scope"`
+	// HopLimit is the value of the Hop-Limit option inserted where a request
+	// has none (FP-53).
+	HopLimit int `yaml:"hop_limit"`
+	// OwnNames are host names and addresses by which this proxy is known beside
+	// those it listens on (FP-8).
+	OwnNames []string `yaml:"own_names"`
+	// Identifier names this proxy in 5.08 responses (FP-54); empty means the
+	// host's name.
+	Identifier string `yaml:"identifier"`
+	// ZoneInReplyFrom adds the interface to link-local addresses in Reply-From
+	// (GP-57).
+	ZoneInReplyFrom bool `yaml:"zone_in_reply_from"`
+	// ClientTypes is the message type used towards unicast targets (FP-31).
+	ClientTypes ClientTypes `yaml:"client_types"`
+	// AllowLoopback, AllowLinkLocal and AllowPrivate say which kinds of unicast
+	// target address are reachable at all, after name resolution (FP-11). They
+	// add to, and never replace, what Client.Forward allows.
+	AllowLoopback  bool `yaml:"allow_loopback"`
+	AllowLinkLocal bool `yaml:"allow_link_local"`
+	// AllowPrivate covers RFC 1918 and RFC 4193 addresses.
+	AllowPrivate  bool          `yaml:"allow_private"`
+	OptionNumbers OptionNumbers `yaml:"option_numbers"`
+}
+
+// OptionNumbers are the numbers of the group options, which IANA has not
+// assigned yet (GP-1). They are distinct, and their bits say what the option's
+// definition requires.
+type OptionNumbers struct {
+	MulticastTimeout uint16 `yaml:"multicast_timeout"`
+	// LegacyTimeout is a second number on which Multicast-Timeout is accepted
+	// from legacy clients; 0 means none (GP-127).
+	LegacyTimeout uint16 `yaml:"legacy_timeout"`
+	ReplyFrom     uint16 `yaml:"reply_from"`
+	GroupETag     uint16 `yaml:"group_etag"`
+	// ResponseForwarding is the legacy form of Reply-From (GP-127).
+	ResponseForwarding uint16 `yaml:"response_forwarding"`
+}
+
+// Limits bounds what the proxy holds and does.
+type Limits struct {
+	// MaxToken is the longest Token accepted, in bytes (FP-83).
+	MaxToken int `yaml:"max_token"`
+	// Exchanges bounds the exchanges running, over all clients (FP-34).
+	Exchanges int `yaml:"exchanges"`
+	// DedupEntries bounds the requests remembered for recognising
+	// retransmissions (FP-90).
+	DedupEntries int `yaml:"dedup_entries"`
+	// UpstreamPorts bounds the source ports used towards servers (FP-91).
+	UpstreamPorts int `yaml:"upstream_ports"`
+	// NStart bounds the outstanding requests to one server (FP-35, FP-92).
+	NStart int `yaml:"nstart"`
+	// NStartTargets are servers with a bound of their own (FP-92).
+	NStartTargets []NStartTarget `yaml:"nstart_targets"`
+	// UpstreamQueue bounds the requests waiting for one server (FP-35).
+	UpstreamQueue int `yaml:"upstream_queue"`
+	// ResponseTimeoutCon is how long a server may take over an unreliable
+	// transport when asked with CON, ResponseTimeout otherwise (FP-32).
+	ResponseTimeoutCon time.Duration `yaml:"response_timeout_con"`
+	ResponseTimeout    time.Duration `yaml:"response_timeout"`
+	// ReceiveBuffer is the kernel receive buffer wanted per socket.
+	ReceiveBuffer Bytes `yaml:"receive_buffer"`
+	// Grace is how long running exchanges may go on after a signal to stop.
+	Grace time.Duration `yaml:"grace"`
+	// GroupRate is how many group requests per second one client may send,
+	// GroupBurst how many at once; rate 0 means no limit (GP-113).
+	GroupRate  float64 `yaml:"group_rate"`
+	GroupBurst int     `yaml:"group_burst"`
+	// RequestRate and RequestBurst are the same for all requests (FP-37).
+	RequestRate  float64 `yaml:"request_rate"`
+	RequestBurst int     `yaml:"request_burst"`
+	// ReuseList bounds the freed group Tokens that wait for reuse (GC-24).
+	ReuseList int `yaml:"reuse_list"`
+}
+
+// NStartTarget is a server with its own NSTART (FP-92).
+type NStartTarget struct {
+	Target HostPort `yaml:"target"`
+	NStart int      `yaml:"nstart"`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  LogLevel  `yaml:"level"`
+	Format LogFormat `yaml:"format"`
+	Output LogOutput `yaml:"output"`
+}
+
+// HopLimitFor returns the IP hop limit of requests to addr, one of the group's
+// addresses: always 1 for link-local ones, otherwise the configured value or,
+// without one, 16 for IPv6 and 1 for IPv4 (GC-6).
+func (g *Group) HopLimitFor(addr netip.Addr) int {
+	switch {
+	case staysOnLink(addr):
+		return 1
+	case g.HopLimit != 0:
+		return g.HopLimit
+	case addr.Is4():
+		return 1
+	default:
+		return 16
+	}
+}
+
+// GroupNames lists groups by name. The single entry "*" stands for every
+// configured group.
+type GroupNames []string
+
+// All reports whether n stands for every configured group.
+func (n GroupNames) All() bool { return len(n) == 1 && n[0] == "*" }
