@@ -1,0 +1,230 @@
+package exchange
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Engine is what all exchanges of a proxy share: the one deadline queue and
+// the list of packet connections that have something to send. Safe for
+// concurrent use.
+type Engine struct {
+	mu     sync.Mutex
+	heap   deadlineHeap
+	armed  time.Time // when Run wakes up; zero: not before it is told
+	wake   chan struct{}
+	epoch  time.Time
+	dirtMu sync.Mutex
+	dirty  []Flusher
+	spare  []Flusher
+	any    atomic.Bool
+	ids    atomic.Uint64
+}
+
+// Flusher sends what it has gathered.
+type Flusher interface {
+	// Flush sends everything gathered so far. It may be called by several
+	// goroutines at once.
+	Flush()
+}
+
+// NewEngine returns an Engine; its deadlines fire while Run runs.
+func NewEngine() *Engine {
+	return &Engine{wake: make(chan struct{}, 1), epoch: time.Now()}
+}
+
+// NextID returns a new exchange number.
+func (e *Engine) NextID() uint64 { return e.ids.Add(1) }
+
+// MarkDirty notes that f has something to send at the next Flush. A Flusher
+// calls it when its queue stops being empty, never while holding a lock that
+// its Flush takes.
+func (e *Engine) MarkDirty(f Flusher) {
+	e.dirtMu.Lock()
+	e.dirty = append(e.dirty, f)
+	e.any.Store(true)
+	e.dirtMu.Unlock()
+}
+
+// Flush makes everything leave that was gathered before the call, by whoever.
+func (e *Engine) Flush() {
+	for e.any.Load() {
+		e.dirtMu.Lock()
+		batch := e.dirty
+		e.dirty, e.spare = e.spare[:0], nil
+		e.any.Store(false)
+		e.dirtMu.Unlock()
+		for i, f := range batch {
+			f.Flush()
+			batch[i] = nil
+		}
+		e.dirtMu.Lock()
+		if cap(e.spare) < cap(batch) {
+			e.spare = batch[:0]
+		}
+		e.dirtMu.Unlock()
+	}
+}
+
+// Deadline is a point in time at which something is to be done. It is embedded
+// in what waits for it. The zero value is not scheduled.
+type Deadline struct {
+	// Fire is called on the engine's goroutine, under no lock, when the time
+	// has come. It must not block. Because Stop cannot recall a deadline that is
+	// being fired, Fire checks under its owner's lock whether it still matters.
+	Fire  func(now time.Time)
+	at    time.Duration // since the engine's epoch
+	index int           // in the heap, from 1; 0: not scheduled
+}
+
+// Schedule makes d fire at the given time; an earlier plan of d is replaced.
+func (e *Engine) Schedule(d *Deadline, at time.Time) {
+	e.mu.Lock()
+	d.at = at.Sub(e.epoch)
+	e.heap.set(d)
+	ring := e.heap.items[0] == d && (e.armed.IsZero() || at.Before(e.armed))
+	if ring {
+		e.armed = at
+	}
+	e.mu.Unlock()
+	if ring {
+		select {
+		case e.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Unschedule takes d off the queue. It reports false when d was not there: it
+// never was, or it is being fired right now.
+func (e *Engine) Unschedule(d *Deadline) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d.index == 0 {
+		return false
+	}
+	e.heap.remove(d)
+	return true
+}
+
+// Run fires deadlines until ctx ends. Exactly one Run may be active.
+func (e *Engine) Run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var due []*Deadline
+	for {
+		due = e.fire(due[:0])
+		e.mu.Lock()
+		wait := time.Hour
+		e.armed = time.Time{}
+		if len(e.heap.items) > 0 {
+			e.armed = e.epoch.Add(e.heap.items[0].at)
+			wait = time.Until(e.armed)
+		}
+		e.mu.Unlock()
+		if wait <= 0 {
+			continue
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-e.wake:
+		}
+	}
+}
+
+// fire runs everything that is due, in the order of time.
+func (e *Engine) fire(due []*Deadline) []*Deadline {
+	const batch = 64 // so that a crowd of deadlines does not delay what they send
+	for {
+		now := time.Now()
+		since := now.Sub(e.epoch)
+		e.mu.Lock()
+		for len(due) < batch && len(e.heap.items) > 0 && e.heap.items[0].at <= since {
+			d := e.heap.items[0]
+			e.heap.remove(d)
+			due = append(due, d)
+		}
+		e.mu.Unlock()
+		if len(due) == 0 {
+			return due
+		}
+		for i, d := range due {
+			d.Fire(now)
+			due[i] = nil
+		}
+		e.Flush()
+		due = due[:0]
+	}
+}
+
+// deadlineHeap is a 4-ary min-heap of deadlines that know their place.
+type deadlineHeap struct{ items []*Deadline }
+
+func (h *deadlineHeap) set(d *Deadline) {
+	if d.index == 0 {
+		h.items = append(h.items, d)
+		d.index = len(h.items)
+	}
+	if !h.up(d.index - 1) {
+		h.down(d.index - 1)
+	}
+}
+
+func (h *deadlineHeap) remove(d *Deadline) {
+	i := d.index - 1
+	last := len(h.items) - 1
+	moved := h.items[last]
+	h.items[last] = nil
+	h.items = h.items[:last]
+	d.index = 0
+	if i == last {
+		return
+	}
+	h.items[i] = moved
+	moved.index = i + 1
+	if !h.up(i) {
+		h.down(i)
+	}
+}
+
+func (h *deadlineHeap) up(i int) bool {
+	d := h.items[i]
+	start := i
+	for i > 0 {
+		parent := (i - 1) / 4
+		if h.items[parent].at <= d.at {
+			break
+		}
+		h.items[i] = h.items[parent]
+		h.items[i].index = i + 1
+		i = parent
+	}
+	h.items[i] = d
+	d.index = i + 1
+	return i != start
+}
+
+func (h *deadlineHeap) down(i int) {
+	d := h.items[i]
+	for {
+		least, first := -1, 4*i+1
+		for c := first; c < first+4 && c < len(h.items); c++ {
+			if least < 0 || h.items[c].at < h.items[least].at {
+				least = c
+			}
+		}
+		if least < 0 || h.items[least].at >= d.at {
+			break
+		}
+		h.items[i] = h.items[least]
+		h.items[i].index = i + 1
+		i = least
+	}
+	h.items[i] = d
+	d.index = i + 1
+}

@@ -1,0 +1,184 @@
+package exchange
+
+import (
+	"bytes"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+)
+
+// Handler carries out requests: a layer or a leg. See the package comment for
+// the contract.
+type Handler interface {
+	// Exchange begins r and returns without blocking; responses and the end go
+	// to w. The returned Canceler is never nil.
+	Exchange(r *Request, w Sink) Canceler
+}
+
+// Sink takes the responses of one exchange and its end.
+type Sink interface {
+	// Respond takes one response. It never blocks. Stop asks the caller to end
+	// the exchange: no further Respond follows, End does.
+	Respond(*Response) Verdict
+	// End closes the exchange. The error is nil when it ran to its regular end
+	// (the single response of a unicast request, T' of a group request), and a
+	// *Failure where the front has something to tell its client.
+	End(error)
+}
+
+// Verdict is a Sink's answer to a response.
+type Verdict uint8
+
+// Continue wants further responses, Stop wants none.
+const (
+	Continue Verdict = iota
+	Stop
+)
+
+// Canceler stops a running exchange.
+type Canceler interface {
+	// Cancel ends the exchange; its sink gets End(ErrCanceled) if it has not
+	// ended yet, possibly before Cancel returns.
+	Cancel()
+}
+
+// Ended is the Canceler of an exchange that was over before Exchange returned.
+type Ended struct{}
+
+// Cancel does nothing.
+func (Ended) Cancel() {}
+
+// HandlerFunc is a Handler made of a function.
+type HandlerFunc func(r *Request, w Sink) Canceler
+
+// Exchange calls f.
+func (f HandlerFunc) Exchange(r *Request, w Sink) Canceler { return f(r, w) }
+
+// Fail ends an exchange that has not begun with err.
+func Fail(w Sink, err error) Canceler {
+	w.End(err)
+	return Ended{}
+}
+
+// Request is one request on its way through the proxy.
+type Request struct {
+	// ID tells exchanges apart in logs; unique per process.
+	ID uint64
+	// Method is the request code, known or not (FP-26).
+	Method codes.Code
+	// Options are sorted by number. From the front they come as received. The
+	// layer that finds the target removes what belongs to the client's hop:
+	// Proxy-*, Uri-Host and Uri-Port (see Target), Multicast-Timeout (see
+	// Timeout); after it Uri-Path and Uri-Query are those of the target.
+	Options message.Options
+	Payload []byte
+	// Confirmable says that the client asked for reliable transport.
+	Confirmable bool
+	// Target is where the request goes.
+	Target Target
+	// Timeout is T', how long a client of a group waits.
+	Timeout Timeout
+	// Client is who asks; nil while nobody has been identified.
+	Client *Identity
+	// Peer is the transport address of the client, for logs and limits.
+	Peer netip.AddrPort
+	// Local is the address and port the request was sent to (FP-4, FP-8).
+	Local netip.AddrPort
+	// Arrival is when the request was received; T' counts from here.
+	Arrival time.Time
+	// PreviousHop is the measured round trip to the client, 0 when unknown
+	// (GP-94).
+	PreviousHop time.Duration
+	// BodyLimit is the longest response body in bytes that the front can hand
+	// to its client in one piece (GC-54).
+	BodyLimit int
+}
+
+// Clone returns a copy that owns its bytes.
+func (r *Request) Clone() *Request {
+	c := *r
+	c.Options = CloneOptions(r.Options)
+	c.Payload = bytes.Clone(r.Payload)
+	c.Target.Also = slices.Clone(r.Target.Also)
+	return &c
+}
+
+// Target is the resolved destination of a request.
+type Target struct {
+	// Scheme of the target URI, lower case, e.g. "coap".
+	Scheme string
+	// Host is the registered name in the target URI, empty for an address
+	// literal: only a name is repeated in Uri-Host (GC-72).
+	Host string
+	// Addr is the address to send to, with the zone of a link-local address as
+	// an interface name. Port is never 0.
+	Addr netip.AddrPort
+	// Group marks a group request (GP-21).
+	Group bool
+	// GroupName is the name under which the operator configured the group at
+	// Addr; the access layer fills it in.
+	GroupName string
+	// Also holds the further groups of a name that resolves to more than one
+	// multicast address (GC-2).
+	Also []GroupAddr
+}
+
+// GroupAddr is one more group of a group request.
+type GroupAddr struct {
+	Addr netip.AddrPort
+	Name string // as Target.GroupName
+}
+
+// Timeout is the value of Multicast-Timeout, or its absence.
+type Timeout struct {
+	// Seconds is T'; 0 asks for no responses at all (GP-2).
+	Seconds uint32
+	// Present is false when the request had no such option.
+	Present bool
+}
+
+// Duration is T' as a duration.
+func (t Timeout) Duration() time.Duration { return time.Duration(t.Seconds) * time.Second }
+
+// Response is one response of one server, or of the proxy itself.
+type Response struct {
+	Code    codes.Code
+	Options message.Options // sorted by number
+	Payload []byte
+	// From is the server that answered; invalid for a response that the proxy
+	// made itself (GP-39). A link-local address carries its zone.
+	From netip.AddrPort
+	// GroupPort is the port of the group URI that led to this response, 0 for
+	// a unicast request (GP-121).
+	GroupPort uint16
+}
+
+// Clone returns a copy that owns its bytes.
+func (p *Response) Clone() *Response {
+	c := *p
+	c.Options = CloneOptions(p.Options)
+	c.Payload = bytes.Clone(p.Payload)
+	return &c
+}
+
+// CloneOptions copies options and their values into memory of their own.
+func CloneOptions(options message.Options) message.Options {
+	if options == nil {
+		return nil
+	}
+	size := 0
+	for _, o := range options {
+		size += len(o.Value)
+	}
+	values := make([]byte, 0, size)
+	clone := make(message.Options, len(options))
+	for i, o := range options {
+		start := len(values)
+		values = append(values, o.Value...)
+		clone[i] = message.Option{ID: o.ID, Value: values[start:len(values):len(values)]}
+	}
+	return clone
+}
