@@ -1,0 +1,339 @@
+package endpoint
+
+import (
+	"context"
+	crand "crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/plgd-dev/go-coap/v3/message"
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// ClientConfig says how a Client behaves.
+type ClientConfig struct {
+	Engine *exchange.Engine
+	Params Params
+	Dedup  DedupLimits
+	Stats  *Stats
+	Log    *zap.Logger
+	// Open opens a client port of the address family of the given wildcard
+	// address.
+	Open func(ctx context.Context, wildcard netip.Addr) (PacketConn, error)
+	// KeepType sends a NON request on as NON; otherwise every request is
+	// confirmable (FP-31).
+	KeepType bool
+	// NStart is the number of requests that may be outstanding towards a server
+	// (FP-35, FP-92), never below 1.
+	NStart func(server netip.AddrPort) int
+	// Queue bounds the requests waiting for one server (FP-35).
+	Queue int
+	// TimeoutCON and TimeoutNON bound the wait for a response (FP-32).
+	TimeoutCON, TimeoutNON time.Duration
+	// Ports bounds the source ports per address family (FP-91).
+	Ports int
+	// Servers bounds the servers whose Message IDs are remembered.
+	Servers int
+}
+
+// Client is the leg that carries a request to one server over UDP
+// (RFC 7252 §5.7.1). It implements exchange.Handler; what it sends are the
+// options of the request as they are.
+type Client struct {
+	config ClientConfig
+	ctx    context.Context
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	calls   map[uint64]*call
+	servers *simplelru.LRU[netip.AddrPort, *server]
+	ports   [2][]*Endpoint // IPv4, IPv6
+	tokens  *rand.ChaCha8
+}
+
+// server is what is known of one server.
+type server struct {
+	peer        Peer
+	family      int
+	port        int // the one in use
+	spaces      []*idSpace
+	outstanding int
+	waiting     []*call
+}
+
+// NewClient returns a Client whose goroutines end when ctx does; Wait waits
+// for them.
+func NewClient(ctx context.Context, config ClientConfig) (*Client, error) {
+	var seed [32]byte
+	if _, err := crand.Read(seed[:]); err != nil {
+		return nil, fmt.Errorf("seed tokens: %w", err)
+	}
+	c := &Client{config: config, ctx: ctx, calls: make(map[uint64]*call), tokens: rand.NewChaCha8(seed)}
+	servers, err := simplelru.NewLRU[netip.AddrPort, *server](config.Servers, nil)
+	if err != nil {
+		return nil, err
+	}
+	c.servers = servers
+	return c, nil
+}
+
+// Wait waits until the goroutines of the ports have ended, after the context
+// has.
+func (c *Client) Wait() { c.wg.Wait() }
+
+// call is one request to one server. Its fields but deadline are guarded by
+// the client's lock until it is taken out of the table: who takes it out owns
+// its end.
+type call struct {
+	client *Client
+	sink   exchange.Sink
+	server *server
+	token  uint64
+	// tokenBytes is token as it is sent.
+	tokenBytes [8]byte
+	deadline   exchange.Deadline
+	// request is kept while the call waits for its turn.
+	request *wire.Message
+	port    *Endpoint // nil while waiting
+	id      uint16
+}
+
+var _ exchange.Handler = (*Client)(nil)
+
+// Exchange implements exchange.Handler.
+func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	m := wire.Message{Type: message.Confirmable, Code: r.Method, Options: r.Options, Payload: r.Payload}
+	timeout := c.config.TimeoutCON
+	if c.config.KeepType && !r.Confirmable {
+		m.Type = message.NonConfirmable
+		timeout = c.config.TimeoutNON
+	}
+	k := &call{client: c, sink: w}
+	k.deadline.Fire = k.expire
+	c.mu.Lock()
+	s := c.serverOf(r.Target.Addr)
+	if s.outstanding >= c.config.NStart(r.Target.Addr) && len(s.waiting) >= c.config.Queue {
+		c.mu.Unlock()
+		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second})
+	}
+	k.server = s
+	k.token = c.newToken()
+	c.calls[k.token] = k
+	if s.outstanding >= c.config.NStart(r.Target.Addr) {
+		k.request = &wire.Message{Type: m.Type, Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}
+		s.waiting = append(s.waiting, k)
+		c.mu.Unlock()
+		c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(timeout))
+		return k
+	}
+	err := c.begin(k)
+	c.mu.Unlock()
+	c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(timeout))
+	c.send(k, &m, err)
+	return k
+}
+
+// serverOf returns what is known of the server, called under the lock.
+func (c *Client) serverOf(addr netip.AddrPort) *server {
+	if s, ok := c.servers.Get(addr); ok {
+		return s
+	}
+	s := &server{peer: PeerOf(addr)}
+	if addr.Addr().Is6() {
+		s.family = 1
+	}
+	// A server that has calls is kept by them; losing one from the list costs
+	// the memory of its Message IDs and of its NSTART.
+	c.servers.Add(addr, s)
+	return s
+}
+
+// newToken returns a Token that is not in use, called under the lock (FP-31).
+func (c *Client) newToken() uint64 {
+	for {
+		if t := c.tokens.Uint64(); c.calls[t] == nil {
+			return t
+		}
+	}
+}
+
+// begin gives k its turn: a source port and a Message ID (FP-91). Called under
+// the lock.
+func (c *Client) begin(k *call) error {
+	s := k.server
+	s.outstanding++
+	now := time.Now()
+	for range c.config.Ports {
+		if s.port == len(s.spaces) {
+			s.spaces = append(s.spaces, newIDSpace())
+		}
+		port, err := c.portOf(s.family, s.port)
+		if err != nil {
+			return err
+		}
+		if id, ok := s.spaces[s.port].take(now); ok {
+			k.port, k.id = port, id
+			return nil
+		}
+		s.port = (s.port + 1) % c.config.Ports
+	}
+	c.config.Stats.PortsExhausted.Add(1)
+	return &exchange.Failure{Reason: exchange.Overloaded, Detail: "no Message ID is free towards this server", RetryAfter: time.Second}
+}
+
+// portOf opens source ports as they are needed. Called under the lock.
+func (c *Client) portOf(family, i int) (*Endpoint, error) {
+	for len(c.ports[family]) <= i {
+		if c.closed || c.ctx.Err() != nil {
+			return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down"}
+		}
+		wildcard := netip.IPv4Unspecified()
+		if family == 1 {
+			wildcard = netip.IPv6Unspecified()
+		}
+		conn, err := c.config.Open(c.ctx, wildcard)
+		if err != nil {
+			return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "no source port", RetryAfter: time.Second, Err: err}
+		}
+		e := New(Config{Conn: conn, Engine: c.config.Engine, Responses: c, Params: c.config.Params, Dedup: c.config.Dedup,
+			Stats: c.config.Stats, Log: c.config.Log})
+		c.ports[family] = append(c.ports[family], e)
+		c.wg.Add(1)
+		go func() {
+			defer c.wg.Done()
+			_ = e.Serve(c.ctx)
+		}()
+	}
+	return c.ports[family][i], nil
+}
+
+// send sends the call that has begun, or ends it with err.
+func (c *Client) send(k *call, m *wire.Message, err error) {
+	if err == nil {
+		binary.BigEndian.PutUint64(k.tokenBytes[:], k.token)
+		m.Token, m.ID = k.tokenBytes[:], k.id
+		err = k.port.Send(k.server.peer, Path{}, m, k)
+	}
+	if err != nil && c.take(k) {
+		k.end(err)
+	}
+}
+
+// take takes k out of the table and gives its turn to the next; it reports
+// false when somebody else has done so.
+func (c *Client) take(k *call) bool {
+	c.mu.Lock()
+	if c.calls[k.token] != k {
+		c.mu.Unlock()
+		return false
+	}
+	next, err := c.remove(k)
+	c.mu.Unlock()
+	c.config.Engine.Unschedule(&k.deadline)
+	if next != nil {
+		c.send(next, next.request, err)
+	}
+	return true
+}
+
+// remove takes k out of the table, called under the lock. It returns the call
+// whose turn has come, if any, with the outcome of begin.
+func (c *Client) remove(k *call) (*call, error) {
+	delete(c.calls, k.token)
+	s := k.server
+	if k.request != nil && k.port == nil {
+		for i, w := range s.waiting {
+			if w == k {
+				s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
+				return nil, nil
+			}
+		}
+	}
+	s.outstanding--
+	if len(s.waiting) == 0 {
+		return nil, nil
+	}
+	next := s.waiting[0]
+	s.waiting[0] = nil
+	s.waiting = s.waiting[1:]
+	return next, c.begin(next)
+}
+
+// HandleResponse implements ResponseHandler.
+func (c *Client) HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool {
+	if len(m.Token) != 8 {
+		return false
+	}
+	token := binary.BigEndian.Uint64(m.Token)
+	c.mu.Lock()
+	k := c.calls[token]
+	if k == nil || k.port != e || k.server.peer.Addr != peer.Addr {
+		c.mu.Unlock()
+		return false
+	}
+	next, err := c.remove(k)
+	c.mu.Unlock()
+	c.config.Engine.Unschedule(&k.deadline)
+	e.Settle(peer.Addr, k.id) // a response implies the ACK (RFC 7252 §5.2.2)
+	if next != nil {
+		c.send(next, next.request, err)
+	}
+	p := responses.Get().(*exchange.Response)
+	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: peer.Addr}
+	k.sink.Respond(p)
+	*p = exchange.Response{}
+	responses.Put(p)
+	k.sink.End(nil)
+	return true
+}
+
+// responses lends the structs that sinks borrow.
+var responses = sync.Pool{New: func() any { return new(exchange.Response) }}
+
+func (k *call) end(err error) {
+	if k.port != nil {
+		k.port.Settle(k.server.peer.Addr, k.id)
+	}
+	k.sink.End(err)
+}
+
+// Cancel implements exchange.Canceler.
+func (k *call) Cancel() {
+	if k.client.take(k) {
+		k.end(exchange.ErrCanceled)
+	}
+}
+
+func (k *call) expire(time.Time) {
+	if k.client.take(k) {
+		k.end(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "no response from the server in time"})
+	}
+}
+
+// Acknowledged implements Watcher: the response will come separately.
+func (k *call) Acknowledged(uint16) {}
+
+// Failed implements Watcher.
+func (k *call) Failed(_ uint16, err error) {
+	if !k.client.take(k) {
+		return
+	}
+	f := &exchange.Failure{Reason: exchange.Unreachable, Detail: "the server cannot be reached", Err: err}
+	switch {
+	case errors.Is(err, ErrReset):
+		f.Detail = "the server rejected the message" // FP-33
+	case errors.Is(err, ErrNoAck):
+		f.Reason, f.Detail = exchange.NoAnswer, "no response from the server in time" // FP-32
+	}
+	k.end(f)
+}

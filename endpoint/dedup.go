@@ -1,0 +1,282 @@
+package endpoint
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/wire"
+)
+
+// DedupLimits bound the memory of received messages (FP-90).
+type DedupLimits struct {
+	// Idempotent is how many finished idempotent requests and received
+	// responses are remembered; the oldest is forgotten first.
+	Idempotent int
+	// NonIdempotent is how many POST, PATCH and unknown requests are
+	// remembered; further ones are refused.
+	NonIdempotent int
+	// ReplyBytes bounds the stored replies of each of the two kinds.
+	ReplyBytes int
+	// Shortly is how long a finished idempotent request is remembered.
+	Shortly time.Duration
+}
+
+// DefaultDedupLimits returns the documented defaults.
+func DefaultDedupLimits() DedupLimits {
+	return DedupLimits{Idempotent: 16384, NonIdempotent: 65536, ReplyBytes: 8 << 20, Shortly: 10 * time.Second}
+}
+
+// messageKey tells a message by the other endpoint and its Message ID
+// (RFC 7252 §4.5). It holds no pointers, so that large tables of keys cost the
+// garbage collector nothing; a zone is represented by a hash.
+type messageKey struct {
+	high, low uint64
+	zone      uint64
+	port, id  uint16
+}
+
+var zoneSeed = maphash.MakeSeed() // a constant of the process
+
+func keyOf(peer netip.AddrPort, id uint16) messageKey {
+	a := peer.Addr().As16()
+	k := messageKey{high: binary.BigEndian.Uint64(a[:8]), low: binary.BigEndian.Uint64(a[8:]), port: peer.Port(), id: id}
+	if zone := peer.Addr().Zone(); zone != "" {
+		k.zone = maphash.String(zoneSeed, zone)
+	}
+	return k
+}
+
+type lifetime uint8
+
+const (
+	shortly    lifetime = iota // finished idempotent requests
+	nonLife                    // non-idempotent NON requests, NON responses
+	conLife                    // non-idempotent CON requests, CON responses
+	lifetimes  = 3
+	unfinished = lifetimes // idempotent requests under way are in no queue
+)
+
+// handle names a remembered message: its place in the slab.
+type handle int32
+
+const none handle = -1
+
+type remembered struct {
+	key     messageKey
+	expires int64 // nanoseconds since the table's epoch
+	reply   []byte
+	next    handle // in its queue, or in the list of free places
+	life    lifetime
+	flags   dedupFlags
+}
+
+type dedupFlags uint8
+
+const (
+	flagDone    dedupFlags = 1 << iota // answered
+	flagAcked                          // an empty ACK was sent
+	flagRefused                        // a RST was sent
+)
+
+// dedup remembers received messages. Each lifetime is constant, so entries
+// leave in the order they came and nothing is ever scanned. A handle is good
+// until the entry is forgotten, which is never before the request is finished.
+type dedup struct {
+	limits DedupLimits
+	stats  *Stats
+	epoch  time.Time
+
+	mu     sync.Mutex
+	table  map[messageKey]handle
+	slab   []remembered
+	free   handle
+	queues [lifetimes]queue
+}
+
+type queue struct {
+	first, last handle
+	count       int
+	bytes       int
+}
+
+func newDedup(limits DedupLimits, stats *Stats) *dedup {
+	d := &dedup{limits: limits, stats: stats, epoch: time.Now(), table: make(map[messageKey]handle), free: none}
+	for i := range d.queues {
+		d.queues[i] = queue{first: none, last: none}
+	}
+	return d
+}
+
+// lifetimeOf sorts requests by FP-90.
+func lifetimeOf(method codes.Code, confirmable bool) lifetime {
+	switch method {
+	case codes.GET, codes.PUT, codes.DELETE, wire.FETCH, wire.IPATCH:
+		return unfinished
+	}
+	if confirmable {
+		return conLife
+	}
+	return nonLife
+}
+
+type dedupVerdict uint8
+
+const (
+	fresh dedupVerdict = iota
+	duplicate
+	refused // the table of non-idempotent requests is full
+)
+
+// earlier is what is remembered of a repeated message.
+type earlier struct {
+	flags dedupFlags
+	reply []byte // what a repeated CON request gets; nil: an empty ACK or nothing
+}
+
+// begin remembers a request, or says what is remembered of it.
+func (d *dedup) begin(key messageKey, life lifetime, now time.Time) (handle, earlier, dedupVerdict) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at := now.Sub(d.epoch)
+	d.expire(int64(at))
+	if h, ok := d.table[key]; ok {
+		m := &d.slab[h]
+		return none, earlier{m.flags, m.reply}, duplicate
+	}
+	if life == unfinished {
+		h := d.place(key)
+		d.slab[h].life = unfinished
+		return h, earlier{}, fresh
+	}
+	non, con := &d.queues[nonLife], &d.queues[conLife]
+	if non.count+con.count >= d.limits.NonIdempotent || non.bytes+con.bytes >= d.limits.ReplyBytes {
+		return none, earlier{}, refused
+	}
+	h := d.place(key)
+	d.push(life, h, at+lifetimeSpan(life))
+	return h, earlier{}, fresh
+}
+
+func lifetimeSpan(life lifetime) time.Duration {
+	if life == conLife {
+		return ExchangeLifetime
+	}
+	return NonLifetime
+}
+
+// beginResponse remembers a received response for the lifetime of its Message
+// ID, forgetting the oldest when the table is full (GC-16).
+func (d *dedup) beginResponse(key messageKey, confirmable bool, now time.Time) (_ handle, old earlier, seen bool) {
+	life := nonLife
+	if confirmable {
+		life = conLife
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	at := now.Sub(d.epoch)
+	d.expire(int64(at))
+	if h, ok := d.table[key]; ok {
+		return none, earlier{d.slab[h].flags, nil}, true
+	}
+	for d.queues[life].count >= d.limits.Idempotent {
+		d.forget(life)
+		d.stats.DedupEvicted.Add(1)
+	}
+	h := d.place(key)
+	d.slab[h].flags = flagDone
+	d.push(life, h, at+lifetimeSpan(life))
+	return h, earlier{}, false
+}
+
+// refuse notes that a remembered response was reset.
+func (d *dedup) refuse(h handle) { d.flag(h, flagRefused) }
+
+// acknowledged notes that an empty ACK went out for a remembered request.
+func (d *dedup) acknowledged(h handle) { d.flag(h, flagAcked) }
+
+func (d *dedup) flag(h handle, f dedupFlags) {
+	d.mu.Lock()
+	d.slab[h].flags |= f
+	d.mu.Unlock()
+}
+
+// finish stores the reply of a request, nil for none, and lets an idempotent
+// one expire. reply is copied. It is called once per request.
+func (d *dedup) finish(h handle, reply []byte) {
+	now := time.Since(d.epoch)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := &d.slab[h]
+	m.flags |= flagDone
+	if reply != nil {
+		m.reply = append([]byte(nil), reply...)
+	}
+	if m.life != unfinished {
+		d.queues[m.life].bytes += len(m.reply)
+		return
+	}
+	d.push(shortly, h, now+d.limits.Shortly)
+	for q := &d.queues[shortly]; q.count > d.limits.Idempotent || q.bytes > d.limits.ReplyBytes; {
+		d.forget(shortly)
+		d.stats.DedupEvicted.Add(1)
+	}
+}
+
+// expire forgets what is old. A non-idempotent request that is still being
+// carried out when its time is over stays until it is finished, and holds up
+// those behind it.
+func (d *dedup) expire(now int64) {
+	for life := range lifetime(lifetimes) {
+		q := &d.queues[life]
+		for q.first != none && d.slab[q.first].expires <= now && d.slab[q.first].flags&flagDone != 0 {
+			d.forget(life)
+		}
+	}
+}
+
+// place takes a free entry for the key.
+func (d *dedup) place(key messageKey) handle {
+	h := d.free
+	if h == none {
+		h = handle(len(d.slab))
+		d.slab = append(d.slab, remembered{})
+	} else {
+		d.free = d.slab[h].next
+	}
+	d.slab[h] = remembered{key: key, next: none}
+	d.table[key] = h
+	return h
+}
+
+func (d *dedup) push(life lifetime, h handle, expires time.Duration) {
+	m, q := &d.slab[h], &d.queues[life]
+	m.life, m.expires, m.next = life, int64(expires), none
+	if q.last == none {
+		q.first = h
+	} else {
+		d.slab[q.last].next = h
+	}
+	q.last = h
+	q.count++
+	q.bytes += len(m.reply)
+}
+
+// forget drops the first of a queue.
+func (d *dedup) forget(life lifetime) {
+	q := &d.queues[life]
+	h := q.first
+	m := &d.slab[h]
+	if q.first = m.next; q.first == none {
+		q.last = none
+	}
+	q.count--
+	q.bytes -= len(m.reply)
+	delete(d.table, m.key)
+	m.reply, m.next = nil, d.free
+	d.free = h
+}

@@ -1,0 +1,154 @@
+package endpoint
+
+import (
+	"sync"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Reception is a request being handed to a RequestHandler; valid during the
+// call.
+type Reception struct {
+	Peer Peer
+	Path Path
+	// Now is when the datagram was read.
+	Now      time.Time
+	endpoint *Endpoint
+	entry    handle // none when the request is not remembered
+}
+
+// Endpoint is the message layer that received the request.
+func (rx *Reception) Endpoint() *Endpoint { return rx.endpoint }
+
+// refuse answers a request that never reached the handler.
+func (rx *Reception) refuse(m *wire.Message, code codes.Code, text string) {
+	var in Incoming
+	in.Accept(rx, m)
+	in.Respond(&wire.Message{Code: code, Payload: []byte(text)}, message.NonConfirmable, nil)
+}
+
+// Incoming is a request waiting for its answer on the message layer. The
+// handler owns it from Accept on and finishes it once, with Respond or Finish;
+// before that it may Ack. It is safe for concurrent use.
+type Incoming struct {
+	Peer        Peer
+	Path        Path
+	Confirmable bool
+	Token       []byte // owned
+	endpoint    *Endpoint
+	entry       handle
+	id          uint16
+	inline      [8]byte
+	ackDeadline exchange.Deadline
+
+	mu       sync.Mutex
+	acked    bool
+	finished bool
+}
+
+// Accept fills in from the reception.
+func (in *Incoming) Accept(rx *Reception, m *wire.Message) {
+	in.Peer, in.Path, in.Confirmable = rx.Peer, rx.Path, m.Type == message.Confirmable
+	in.endpoint, in.entry, in.id = rx.endpoint, rx.entry, m.ID
+	in.Token = append(in.inline[:0], m.Token...)
+}
+
+// Endpoint is the message layer the request came through.
+func (in *Incoming) Endpoint() *Endpoint { return in.endpoint }
+
+// AckLater has an empty ACK sent if the request is confirmable and not
+// answered within the processing delay (FP-30).
+func (in *Incoming) AckLater() {
+	if !in.Confirmable {
+		return
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.acked || in.finished {
+		return
+	}
+	in.ackDeadline.Fire = func(time.Time) { in.Ack() }
+	in.endpoint.Engine.Schedule(&in.ackDeadline, time.Now().Add(in.endpoint.Params.ProcessingDelay))
+}
+
+// Ack sends the empty ACK of a confirmable request now; the response will be a
+// separate one (RFC 7252 §5.2.2).
+func (in *Incoming) Ack() {
+	in.mu.Lock()
+	done := in.acked || in.finished || !in.Confirmable
+	if !done {
+		in.acked = true
+	}
+	in.mu.Unlock()
+	if done {
+		return
+	}
+	if in.entry != none {
+		in.endpoint.dedup.acknowledged(in.entry)
+	}
+	in.endpoint.ack(in.Peer, in.Path, in.id)
+}
+
+// Respond sends the one response of the request: piggybacked on the ACK while
+// that has not been sent, else as a separate message of the given type. m needs
+// Code, Options and Payload only. w is told what becomes of a separate
+// response; it may be nil for a non-confirmable one.
+func (in *Incoming) Respond(m *wire.Message, separate message.Type, w Watcher) {
+	if !in.finish() {
+		return
+	}
+	e := in.endpoint
+	m.Token = in.Token
+	if in.Confirmable && !in.acked {
+		m.Type, m.ID = message.Acknowledgement, in.id
+		err := e.out.put(in.Peer, in.Path, m, func(encoded []byte) { in.forget(encoded) })
+		if err != nil {
+			in.forget(nil)
+		}
+		return
+	}
+	m.Type, m.ID = separate, e.NextID(in.Peer.Addr)
+	if m.Type == message.Confirmable && w == nil {
+		w = unwatched{}
+	}
+	_ = e.Send(in.Peer, in.Path, m, w)
+	in.forget(nil)
+}
+
+// Finish ends the request without a response, or after separate ones; a
+// confirmable one that has had no ACK gets it now.
+func (in *Incoming) Finish() {
+	in.Ack()
+	if in.finish() {
+		in.forget(nil)
+	}
+}
+
+func (in *Incoming) finish() bool {
+	in.mu.Lock()
+	first := !in.finished
+	in.finished = true
+	in.mu.Unlock()
+	if first && in.ackDeadline.Fire != nil {
+		in.endpoint.Engine.Unschedule(&in.ackDeadline)
+	}
+	return first
+}
+
+// forget tells the duplicate detection what a repetition gets.
+func (in *Incoming) forget(reply []byte) {
+	if in.entry != none {
+		in.endpoint.dedup.finish(in.entry, reply)
+	}
+}
+
+// unwatched takes no interest in a confirmable response.
+type unwatched struct{}
+
+func (unwatched) Acknowledged(uint16)  {}
+func (unwatched) Failed(uint16, error) {}

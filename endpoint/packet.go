@@ -1,0 +1,67 @@
+package endpoint
+
+import (
+	"net"
+	"net/netip"
+)
+
+// Peer is the other side of a packet connection.
+type Peer struct {
+	// Addr is the transport address; an IPv4 address is never IPv4-mapped, a
+	// link-local IPv6 address has a zone.
+	Addr netip.AddrPort
+	// raw is Addr as the socket layer wants it, to spare a conversion per
+	// datagram; nil where it is not known.
+	raw *net.UDPAddr
+}
+
+// PeerOf returns the peer with the address.
+func PeerOf(addr netip.AddrPort) Peer {
+	return Peer{Addr: addr, raw: net.UDPAddrFromAddrPort(addr)}
+}
+
+// Path is the own side of a datagram's way.
+type Path struct {
+	// Local is, on receipt, the address the datagram was sent to, and on
+	// sending the address it leaves from; invalid where the connection is bound
+	// to one address anyway.
+	Local netip.Addr
+	// Interface is the index of the interface it came by or leaves by; 0 leaves
+	// the choice to the routing table.
+	Interface int
+}
+
+// Datagram is one datagram, received or to be sent.
+type Datagram struct {
+	Peer Peer
+	Path Path
+	// Data aliases a buffer of the connection on receipt, of the caller on
+	// sending.
+	Data []byte
+	// Truncated marks a datagram that was longer than the receive buffer.
+	Truncated bool
+	// Undeliverable, when not nil, says that this is not a datagram of the
+	// peer but one that was sent to it and came back with an ICMP error.
+	Undeliverable error
+}
+
+// PacketConn sends and receives datagrams in batches. ReadBatch is used by one
+// goroutine, WriteBatch by one at a time, Close by any.
+type PacketConn interface {
+	// ReadBatch waits for at least one datagram and fills batch from its
+	// start. What it returned is valid until the next call.
+	ReadBatch(batch []Datagram) (int, error)
+	// WriteBatch sends the datagrams in order and returns how many of them were
+	// sent before the first one that failed, and why that one failed. It waits
+	// for room in the socket buffer only briefly and then fails with
+	// os.ErrDeadlineExceeded.
+	WriteBatch(batch []Datagram) (sent int, err error)
+	// LocalAddr is the bound address; its address is unspecified for a
+	// wildcard.
+	LocalAddr() netip.AddrPort
+	// Close ends a waiting ReadBatch with net.ErrClosed.
+	Close() error
+}
+
+// BatchSize is how many datagrams are read or written with one system call.
+const BatchSize = 64
