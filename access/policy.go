@@ -1,0 +1,270 @@
+package access
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"golang.org/x/time/rate"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Policy is the layer that checks every request against what its client may
+// do, before a cache or a leg sees it. It also identifies clients for the
+// fronts. Safe for concurrent use.
+type Policy struct {
+	next     exchange.Handler
+	config   Config
+	networks []network // longest prefix first
+	groups   map[netip.AddrPort]*group
+	named    map[hostPort]*group
+	heard    *Heard
+}
+
+type hostPort struct {
+	host string
+	port uint16
+}
+
+type network struct {
+	prefix netip.Prefix
+	client *client
+}
+
+type group struct {
+	Group
+}
+
+// client is a Client with its running state; it is Identity.Permissions.
+type client struct {
+	Client
+	identity  *exchange.Identity
+	groups    map[*group]bool // nil: all
+	running   atomic.Int64
+	groupRate *rate.Limiter // nil: no limit
+	rate      *rate.Limiter
+}
+
+// New returns the policy in front of next. heard is where servers that
+// answered group requests are remembered.
+func New(config Config, next exchange.Handler, heard *Heard) *Policy {
+	p := &Policy{next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
+	byName := make(map[string]*group)
+	for _, g := range config.Groups {
+		kept := &group{g}
+		byName[g.Name] = kept
+		if g.Addr.IsValid() {
+			p.groups[unzoned(g.Addr)] = kept
+		} else {
+			p.named[hostPort{g.Host, g.Port}] = kept
+		}
+	}
+	for _, c := range config.Clients {
+		kept := &client{Client: c, identity: &exchange.Identity{}}
+		*kept.identity = c.Identity
+		kept.identity.Permissions = kept
+		if !c.AllGroups {
+			kept.groups = make(map[*group]bool)
+			for _, name := range c.Groups {
+				if g := byName[name]; g != nil {
+					kept.groups[g] = true
+				}
+			}
+		}
+		if config.GroupRate > 0 {
+			kept.groupRate = rate.NewLimiter(rate.Limit(config.GroupRate), config.GroupBurst)
+		}
+		if config.RequestRate > 0 {
+			kept.rate = rate.NewLimiter(rate.Limit(config.RequestRate), config.RequestBurst)
+		}
+		for _, prefix := range c.Networks {
+			p.networks = append(p.networks, network{prefix.Masked(), kept})
+		}
+	}
+	slices.SortStableFunc(p.networks, func(a, b network) int { return b.prefix.Bits() - a.prefix.Bits() })
+	return p
+}
+
+func unzoned(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().WithZone(""), a.Port())
+}
+
+// Identify returns the identity of a client known by its network alone (GP-24),
+// nil for any other: the longest matching prefix counts.
+func (p *Policy) Identify(peer netip.AddrPort) *exchange.Identity {
+	addr := peer.Addr().WithZone("")
+	for i := range p.networks {
+		if p.networks[i].prefix.Contains(addr) {
+			return p.networks[i].client.identity
+		}
+	}
+	return nil
+}
+
+// MaxTimeout is the longest T' for a permitted group request: the smallest of
+// what proxy, client and groups allow (GP-29).
+func (p *Policy) MaxTimeout(r *exchange.Request) time.Duration {
+	limit := p.config.MaxTimeout
+	if c, ok := permissions(r); ok {
+		limit = min(limit, c.Client.MaxTimeout)
+	}
+	limit = min(limit, p.groupOf(r.Target.Host, r.Target.Addr).MaxTimeout)
+	for _, a := range r.Target.Also {
+		limit = min(limit, p.groupOf(r.Target.Host, a.Addr).MaxTimeout)
+	}
+	return limit
+}
+
+func permissions(r *exchange.Request) (*client, bool) {
+	if r.Client == nil {
+		return nil, false
+	}
+	c, ok := r.Client.Permissions.(*client)
+	return c, ok
+}
+
+func (p *Policy) groupOf(host string, addr netip.AddrPort) *group {
+	if g := p.named[hostPort{host, addr.Port()}]; g != nil && host != "" {
+		return g
+	}
+	return p.groups[unzoned(addr)]
+}
+
+// Exchange implements exchange.Handler.
+func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if r.Target.Group && len(p.config.Groups) == 0 {
+		return exchange.Fail(w, exchange.Failf(exchange.GroupsDisabled, "group requests are not enabled")) // GP-22
+	}
+	c, ok := permissions(r)
+	if !ok {
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified")) // GP-23, FP-85
+	}
+	if c.rate != nil && !c.rate.AllowN(r.Arrival, 1) {
+		return exchange.Fail(w, tooMany(c.rate))
+	}
+	if r.Target.Group {
+		return p.group(r, w, c)
+	}
+	if !p.mayForward(r, c) {
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "target not allowed")) // FP-7, FP-11
+	}
+	return p.next.Exchange(r, w)
+}
+
+func tooMany(l *rate.Limiter) *exchange.Failure {
+	wait := time.Duration(float64(time.Second) / float64(l.Limit()))
+	return &exchange.Failure{Reason: exchange.TooManyRequests, Detail: "too many requests", RetryAfter: max(wait, time.Second)} // FP-37, GP-113
+}
+
+// group checks a group request (GP-23).
+func (p *Policy) group(r *exchange.Request, w exchange.Sink, c *client) exchange.Canceler {
+	protected := wire.Has(r.Options, wire.OSCORE)
+	check := func(addr netip.AddrPort) (string, *exchange.Failure) {
+		g := p.groupOf(r.Target.Host, addr)
+		switch {
+		case g == nil, c.groups != nil && !c.groups[g]:
+			return "", exchange.Failf(exchange.Denied, "group not allowed")
+		case addr.Addr().Is6() && addr.Addr().As16()[1]&0x0f > p.config.MaxScope: // GC-5
+			return "", exchange.Failf(exchange.Denied, "multicast scope not allowed")
+		case protected && !g.Protected: // GC-92
+			return "", exchange.Failf(exchange.Denied, "protected group requests are not allowed")
+		case !protected && !(slices.Contains(g.Methods, r.Method) && (c.Methods == nil || slices.Contains(c.Methods, r.Method))):
+			return "", exchange.Failf(exchange.MethodNotAllowed, "method not allowed for this group") // GC-70
+		}
+		return g.Name, nil
+	}
+	var f *exchange.Failure
+	if r.Target.GroupName, f = check(r.Target.Addr); f != nil {
+		return exchange.Fail(w, f)
+	}
+	for i := range r.Target.Also {
+		if r.Target.Also[i].Name, f = check(r.Target.Also[i].Addr); f != nil {
+			return exchange.Fail(w, f)
+		}
+	}
+	if c.groupRate != nil && !c.groupRate.AllowN(r.Arrival, 1) {
+		return exchange.Fail(w, tooMany(c.groupRate))
+	}
+	if !c.AllowNoResponseZero {
+		r.Options = withoutNoResponseZero(r.Options)
+	}
+	if c.running.Add(1) > int64(c.MaxExchanges) {
+		c.running.Add(-1)
+		return exchange.Fail(w, &exchange.Failure{Reason: exchange.TooManyRequests, Detail: "too many group requests are running", RetryAfter: time.Second})
+	}
+	return p.next.Exchange(r, &groupSink{sink: w, client: c, heard: p.heard, names: r.Target})
+}
+
+// withoutNoResponseZero removes a No-Response that asks for more responses than
+// there would be without it (GC-33).
+func withoutNoResponseZero(options message.Options) message.Options {
+	value, ok := wire.First(options, wire.NoResponse)
+	if !ok {
+		return options
+	}
+	if v, ok := wire.Uint(value); !ok || v != 0 {
+		return options
+	}
+	kept := make(message.Options, 0, len(options))
+	for _, o := range options {
+		if o.ID != wire.NoResponse {
+			kept = append(kept, o)
+		}
+	}
+	return kept
+}
+
+// groupSink notes which servers answer, and when the exchange ends.
+type groupSink struct {
+	sink   exchange.Sink
+	client *client
+	heard  *Heard
+	names  exchange.Target
+}
+
+// Respond implements exchange.Sink.
+func (s *groupSink) Respond(p *exchange.Response) exchange.Verdict {
+	if p.From.IsValid() {
+		s.heard.note(p.From, s.names.GroupName)
+		for _, a := range s.names.Also {
+			s.heard.note(p.From, a.Name)
+		}
+	}
+	return s.sink.Respond(p)
+}
+
+// End implements exchange.Sink.
+func (s *groupSink) End(err error) {
+	s.client.running.Add(-1)
+	s.sink.End(err)
+}
+
+// mayForward checks a unicast target: the client's list, and the kinds of
+// address that are out of bounds unless allowed (FP-11). A server heard in one
+// of the client's groups passes both (GP-112).
+func (p *Policy) mayForward(r *exchange.Request, c *client) bool {
+	if c.FollowUp && p.heard.in(r.Target.Addr, r.Arrival, func(name string) bool { return c.AllGroups || slices.Contains(c.Groups, name) }) {
+		return true
+	}
+	addr := r.Target.Addr.Addr()
+	switch {
+	case addr.IsUnspecified(), addr.IsMulticast(), addr == broadcast: // GC-9
+		return false
+	case addr.IsLoopback() && !p.config.AllowLoopback,
+		addr.IsLinkLocalUnicast() && !p.config.AllowLinkLocal,
+		addr.IsPrivate() && !p.config.AllowPrivate:
+		return false
+	}
+	for i := range c.Forward {
+		if c.Forward[i].matches(&r.Target) {
+			return true
+		}
+	}
+	return false
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})

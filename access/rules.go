@@ -1,0 +1,92 @@
+package access
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+)
+
+// Client is what one client entry allows.
+type Client struct {
+	Identity exchange.Identity
+	// Networks identify the client by its source address (GP-24).
+	Networks []netip.Prefix
+	// AllGroups allows every configured group, Groups the named ones.
+	AllGroups bool
+	Groups    []string
+	// Methods restricts the methods towards groups; nil leaves it to the group.
+	Methods []codes.Code
+	// MaxTimeout bounds T' (GP-29).
+	MaxTimeout time.Duration
+	// AllowNoResponseZero lets No-Response 0 through (GC-33).
+	AllowNoResponseZero bool
+	// Forward lists the unicast targets (FP-85).
+	Forward []Target
+	// FollowUp allows unicast requests to servers heard in a permitted group
+	// (GP-112).
+	FollowUp bool
+	// MaxExchanges bounds the running group exchanges of the client.
+	MaxExchanges int
+}
+
+// Target is a pattern of unicast destinations.
+type Target struct {
+	// Any matches every host; else Host a name as written in the URI, or
+	// Network an address after resolution.
+	Any     bool
+	Host    string
+	Network netip.Prefix
+	// Port is the port to match unless AnyPort.
+	Port    uint16
+	AnyPort bool
+}
+
+func (t *Target) matches(to *exchange.Target) bool {
+	if !t.AnyPort && t.Port != to.Addr.Port() {
+		return false
+	}
+	switch {
+	case t.Any:
+		return true
+	case t.Host != "":
+		return t.Host == to.Host
+	default:
+		return t.Network.Contains(to.Addr.Addr().WithZone(""))
+	}
+}
+
+// Group is what may be done with one group.
+type Group struct {
+	Name string
+	// Addr identifies the group, unless it is known by the name Host and Port
+	// alone (GC-2).
+	Addr netip.AddrPort
+	Host string
+	Port uint16
+	// Methods allowed (GC-70).
+	Methods []codes.Code
+	// MaxTimeout bounds T' (GP-29).
+	MaxTimeout time.Duration
+	// Protected allows requests protected end to end, whose outer method says
+	// nothing (GC-92).
+	Protected bool
+}
+
+// Config is everything the policy knows.
+type Config struct {
+	Clients []Client
+	Groups  []Group
+	// MaxTimeout bounds every T' (GP-29), MaxScope every IPv6 group (GC-5).
+	MaxTimeout time.Duration
+	MaxScope   uint8
+	// AllowLoopback, AllowLinkLocal and AllowPrivate permit unicast targets at
+	// such addresses (FP-11).
+	AllowLoopback, AllowLinkLocal, AllowPrivate bool
+	// GroupRate and RequestRate are requests per second and client, 0 for no
+	// limit (GP-113, FP-37), with their bursts.
+	GroupRate, RequestRate   float64
+	GroupBurst, RequestBurst int
+}
