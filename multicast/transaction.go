@@ -1,0 +1,146 @@
+package multicast
+
+import (
+	"slices"
+	"time"
+
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+)
+
+// transaction is one multicast request and its responses, for one client or for
+// several that asked the same.
+type transaction struct {
+	leg    *Leg
+	group  *group
+	serial exchange.Serial
+	slot   exchange.Deadline // end of the wait for a first response
+	again  exchange.Deadline // when the request is repeated
+
+	// Guarded by the leg's lock.
+	token     uint64
+	groupPort uint16
+	sendings  []*sending
+	holdsSlot bool
+	key       string            // for sharing while waiting
+	request   *exchange.Request // kept while it waits, and for the repeat
+	done      bool              // nobody waits for responses any more
+
+	// Appended to under the leg's lock until the transaction leaves the queue;
+	// after that touched by what serial runs.
+	subscribers []*subscriber
+}
+
+// sending is one datagram of a transaction: a way and a group address.
+type sending struct {
+	egress *egress
+	to     endpoint.Peer
+	id     uint16
+}
+
+func (t *transaction) sentBy(e *endpoint.Endpoint) bool {
+	return slices.ContainsFunc(t.sendings, func(s *sending) bool { return s.egress.endpoint == e })
+}
+
+// subscriber is one client's share in a transaction; its exchange.
+type subscriber struct {
+	sink        exchange.Sink
+	transaction *transaction
+	deadline    exchange.Deadline
+	until       time.Time // end of T'
+	begins      bool
+
+	// Touched by what the transaction's serial runs.
+	ended     bool
+	responses int
+	bytes     int
+}
+
+// Cancel implements exchange.Canceler.
+func (s *subscriber) Cancel() { s.post(exchange.ErrCanceled) }
+
+// expire ends the exchange at T' (GP-32, GP-38): nothing more is said. One that
+// never had its turn is told so (GC-80).
+func (s *subscriber) expire(time.Time) { s.post(nil) }
+
+func (s *subscriber) post(err error) {
+	t := s.transaction
+	t.serial.DoAlways(func() { t.end(s, err) })
+}
+
+// respond hands a response to every subscriber. Run by serial.
+func (t *transaction) respond(p *exchange.Response) {
+	for _, s := range t.subscribers {
+		if s.ended {
+			continue
+		}
+		if s.responses >= t.group.MaxResponses || s.bytes+len(p.Payload) > t.group.MaxBytes {
+			t.leg.config.Stats.Excess.Add(1) // GP-61
+			continue
+		}
+		s.responses++
+		s.bytes += len(p.Payload)
+		if s.sink.Respond(p) == exchange.Stop {
+			t.end(s, nil)
+		}
+	}
+}
+
+// end ends one subscriber, and with the last one the transaction. Run by
+// serial.
+func (t *transaction) end(s *subscriber, err error) {
+	if s.ended {
+		return
+	}
+	s.ended = true
+	l := t.leg
+	l.config.Engine.Unschedule(&s.deadline)
+	l.mu.Lock()
+	queued := slices.Index(t.group.queue, t)
+	last := !slices.ContainsFunc(t.subscribers, func(o *subscriber) bool { return !o.ended })
+	var next *transaction
+	if last {
+		if queued >= 0 {
+			t.group.queue = slices.Delete(t.group.queue, queued, queued+1)
+			l.dequeued(t)
+		}
+		next = l.retire(t)
+	}
+	l.mu.Unlock()
+	if err == nil && queued >= 0 {
+		err = overloaded("the group was busy for the whole timeout", t.group.Leisure)
+	}
+	s.sink.End(err)
+	if next != nil {
+		l.begin(next, next.request)
+	}
+}
+
+// endAll ends every subscriber. Run by serial.
+func (t *transaction) endAll(err error) {
+	for _, s := range t.subscribers {
+		t.end(s, err)
+	}
+}
+
+// slotExpired ends the wait for a first response (GC-80).
+func (t *transaction) slotExpired(time.Time) {
+	l := t.leg
+	l.mu.Lock()
+	next := l.freeSlot(t)
+	l.mu.Unlock()
+	if next != nil {
+		l.begin(next, next.request)
+	}
+}
+
+// repeat sends the request once more (GC-40).
+func (t *transaction) repeat(time.Time) {
+	l := t.leg
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !t.done {
+		l.config.Stats.Repeats.Add(1)
+		l.transmit(t, t.request, true)
+	}
+}
