@@ -1,0 +1,97 @@
+package proxy
+
+import (
+	"github.com/plgd-dev/go-coap/v3/message"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// delivery paces the confirmable responses towards one client: only so many
+// wait for their ACK at a time, the others stand in a bounded queue (GP-33). It
+// exists while there are any. Guarded by the front's lock.
+type delivery struct {
+	outstanding int
+	waiting     []waitingResponse
+}
+
+type waitingResponse struct {
+	x       *groupRequest
+	message *wire.Message // owned
+}
+
+// deliver sends a confirmable response when its turn comes. m is borrowed.
+func (f *Front) deliver(x *groupRequest, m *wire.Message) {
+	key := clientPort{x.in.Endpoint(), x.in.Peer.Addr}
+	f.mu.Lock()
+	d := f.deliveries[key]
+	if d == nil {
+		d = &delivery{}
+		f.deliveries[key] = d
+	}
+	switch {
+	case d.outstanding < max(x.delivery.Outstanding, 1):
+		d.outstanding++
+		f.mu.Unlock()
+		f.transmit(x, m)
+		return
+	case len(d.waiting) < x.delivery.Queue:
+		d.waiting = append(d.waiting, waitingResponse{x, &wire.Message{Code: m.Code, Token: x.in.Token,
+			Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}})
+	default:
+		f.Stats.DeliveryDropped.Add(1)
+	}
+	f.mu.Unlock()
+}
+
+func (f *Front) transmit(x *groupRequest, m *wire.Message) {
+	e := x.in.Endpoint()
+	m.Type, m.ID, m.Token = message.Confirmable, e.NextID(x.in.Peer.Addr), x.in.Token
+	if err := e.Send(x.in.Peer, x.in.Path, m, confirmation{x}); err != nil {
+		f.Stats.DeliveryDropped.Add(1)
+		f.delivered(x)
+		return
+	}
+	f.Stats.Relayed.Add(1)
+}
+
+// delivered gives the next waiting response its turn. What belongs to an
+// exchange that has ended is not sent for the first time any more (GP-33).
+func (f *Front) delivered(x *groupRequest) {
+	key := clientPort{x.in.Endpoint(), x.in.Peer.Addr}
+	f.mu.Lock()
+	d := f.deliveries[key]
+	if d == nil {
+		f.mu.Unlock()
+		return
+	}
+	for len(d.waiting) > 0 {
+		next := d.waiting[0]
+		d.waiting[0] = waitingResponse{}
+		d.waiting = d.waiting[1:]
+		if next.x.ended {
+			f.Stats.Late.Add(1)
+			continue
+		}
+		f.mu.Unlock()
+		f.transmit(next.x, next.message)
+		return
+	}
+	if d.outstanding--; d.outstanding == 0 {
+		delete(f.deliveries, key)
+	}
+	f.mu.Unlock()
+}
+
+// confirmation watches a confirmable response.
+type confirmation struct{ x *groupRequest }
+
+// Acknowledged implements endpoint.Watcher.
+func (c confirmation) Acknowledged(uint16) { c.x.front.delivered(c.x) }
+
+// Failed implements endpoint.Watcher: a client that resets a response or does
+// not take it wants no more of them (GP-44).
+func (c confirmation) Failed(id uint16, err error) {
+	c.x.front.delivered(c.x)
+	c.x.Failed(id, err)
+}

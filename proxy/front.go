@@ -1,0 +1,285 @@
+package proxy
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"go.uber.org/zap"
+
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Authenticator tells who is behind a transport address; nil if unknown.
+type Authenticator interface {
+	Identify(peer netip.AddrPort) *exchange.Identity
+}
+
+// FrontConfig says what a Front is made of.
+type FrontConfig struct {
+	Next    exchange.Handler
+	Clients Authenticator
+	Numbers *wire.Numbers
+	Engine  *exchange.Engine
+	// ZoneInReplyFrom writes the zone of link-local servers into Reply-From
+	// (GP-57).
+	ZoneInReplyFrom bool
+	// MaxExchanges bounds the exchanges under way; more get 5.03.
+	MaxExchanges int
+	// MaxEnded bounds the Tokens of ended group exchanges that are remembered
+	// (GP-43).
+	MaxEnded int
+	Stats    *Stats
+	Log      *zap.Logger
+}
+
+// Front is the CoAP side towards clients: it implements
+// endpoint.RequestHandler for every port that serves clients.
+type Front struct {
+	FrontConfig
+	zones  zoneText
+	active atomic.Int64
+	idle   chan struct{} // see Drain
+
+	mu         sync.Mutex
+	running    map[clientToken]*groupRequest
+	ended      *endedTokens
+	deliveries map[clientPort]*delivery
+	draining   bool
+}
+
+// clientPort is a client as the message layer sees it: its address and the
+// endpoint it talks to.
+type clientPort struct {
+	endpoint *endpoint.Endpoint
+	peer     netip.AddrPort
+}
+
+// NewFront returns a Front.
+func NewFront(c FrontConfig) *Front {
+	return &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
+		ended: newEndedTokens(c.MaxEnded), deliveries: make(map[clientPort]*delivery)}
+}
+
+var _ endpoint.RequestHandler = (*Front)(nil)
+
+// HandleRequest implements endpoint.RequestHandler.
+func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
+	f.Stats.Requests.Add(1)
+	hop, failure := f.readHop(m.Options)
+	if hop.timeout.Present && hop.local || f.Stats.Running.Load() > 0 {
+		if f.stopEarly(rx, m, &hop) {
+			return
+		}
+	}
+	client := f.Clients.Identify(rx.Peer.Addr)
+	if !hop.timeout.Present && client != nil && client.Dialect == exchange.Legacy && client.PresetTimeout > 0 {
+		hop.timeout = exchange.Timeout{Seconds: uint32(client.PresetTimeout / time.Second), Present: true} // GP-127
+	}
+	r := requests.Get().(*exchange.Request)
+	defer func() { *r = exchange.Request{}; requests.Put(r) }()
+	*r = exchange.Request{
+		ID: f.Engine.NextID(), Method: m.Code, Options: m.Options, Payload: m.Payload,
+		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: f.localOf(rx),
+		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: maxUDPBody,
+	}
+	if ce := f.Log.Check(zap.DebugLevel, "request"); ce != nil {
+		ce.Write(zap.Uint64("exchange", r.ID), zap.Stringer("client", r.Peer), zap.String("method", wire.CodeString(r.Method)),
+			zap.Uint32("timeout", r.Timeout.Seconds), zap.Bool("group", r.Timeout.Present))
+	}
+	switch {
+	case f.active.Add(1) > int64(f.MaxExchanges):
+		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many exchanges are running", RetryAfter: time.Second}
+	case f.isDraining():
+		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: 10 * time.Second}
+	}
+	if hop.timeout.Present && hop.proxy {
+		f.beginGroup(rx, m, r, &hop, failure)
+		return
+	}
+	x := &request{front: f, id: r.ID, noResponse: hop.noResponse, problem: hop.problem}
+	x.in.Accept(rx, m)
+	if failure != nil {
+		x.End(failure)
+		return
+	}
+	f.Next.Exchange(r, x)
+	x.in.AckLater()
+}
+
+// requests lends the structs that handlers borrow.
+var requests = sync.Pool{New: func() any { return new(exchange.Request) }}
+
+// maxUDPBody is the response body that a client over UDP can take in one
+// message (RFC 7252 §4.6).
+const maxUDPBody = 1024
+
+// localOf is the address and port the request was sent to.
+func (f *Front) localOf(rx *endpoint.Reception) netip.AddrPort {
+	local := rx.Endpoint().LocalAddr()
+	if rx.Path.Local.IsValid() {
+		return netip.AddrPortFrom(rx.Path.Local, local.Port())
+	}
+	return local
+}
+
+// hop is what the options of a request say to this proxy alone.
+type hop struct {
+	timeout    exchange.Timeout
+	noResponse uint32
+	// local: none of the options that name a target (GP-40).
+	local bool
+	// proxy: it is a proxy request (FP-1).
+	proxy bool
+	// problem: errors are wanted as problem details (FP-38).
+	problem bool
+}
+
+const problemDetails = 257 // application/concise-problem-details+cbor
+
+// readHop reads the options of a request that concern the client's hop.
+func (f *Front) readHop(options message.Options) (hop, *exchange.Failure) {
+	h := hop{local: true}
+	var failure *exchange.Failure
+	for _, o := range options {
+		switch o.ID {
+		case wire.URIHost, wire.URIPort, wire.URIPath, wire.URIQuery, wire.URIPathAbbrev:
+			h.local = false
+		case wire.ProxyURI, wire.ProxyScheme, wire.ProxyCRI, wire.ProxySchemeNumber:
+			h.local, h.proxy = false, true
+		case wire.NoResponse:
+			if len(o.Value) <= 1 {
+				h.noResponse, _ = wire.Uint(o.Value)
+			}
+		case wire.Accept:
+			v, ok := wire.Uint(o.Value)
+			h.problem = ok && v == problemDetails
+		case f.Numbers.MulticastTimeout, f.Numbers.LegacyTimeout:
+			if o.ID == 0 {
+				continue
+			}
+			seconds, ok := wire.Uint(o.Value)
+			if !ok || h.timeout.Present {
+				failure = exchange.Failf(exchange.BadOption, "option %d (Multicast-Timeout) is malformed or repeated", o.ID) // GP-3
+				failure.Option = o.ID
+				continue
+			}
+			h.timeout = exchange.Timeout{Seconds: seconds, Present: true}
+		}
+	}
+	return h, failure
+}
+
+// request is a request with one response; it is the sink of its exchange.
+type request struct {
+	front      *Front
+	in         endpoint.Incoming
+	id         uint64
+	noResponse uint32
+	problem    bool
+	answered   bool
+}
+
+// Respond implements exchange.Sink.
+func (x *request) Respond(p *exchange.Response) exchange.Verdict {
+	if !x.answered {
+		x.answered = true
+		x.send(p)
+	}
+	return exchange.Stop
+}
+
+// End implements exchange.Sink.
+func (x *request) End(err error) {
+	switch {
+	case x.answered:
+	case err != nil:
+		x.send(x.front.fail(x.id, x.in.Peer.Addr, err, x.problem))
+	default:
+		x.in.Finish()
+	}
+	x.front.done()
+}
+
+func (x *request) send(p *exchange.Response) {
+	if suppressed(x.noResponse, p.Code) { // FP-84
+		x.in.Finish()
+		return
+	}
+	x.front.Stats.Responses.Add(1)
+	separate := message.NonConfirmable
+	if x.in.Confirmable {
+		separate = message.Confirmable
+	}
+	x.in.Respond(&wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}, separate, nil)
+	if ce := x.front.Log.Check(zap.DebugLevel, "response"); ce != nil {
+		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
+	}
+}
+
+// fail logs and counts a failure and makes its response.
+func (f *Front) fail(id uint64, peer netip.AddrPort, err error, problem bool) *exchange.Response {
+	failure := exchange.AsFailure(err)
+	f.Stats.Failures[failure.Reason].Add(1)
+	write := f.Log.Info
+	if failure.Reason == exchange.Internal {
+		write = f.Log.Error
+	}
+	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer),
+		zap.Stringer("reason", failure.Reason), zap.String("detail", failure.Detail), zap.NamedError("cause", failure.Err))
+	p := failureResponse(failure, f.Numbers)
+	if problem {
+		asProblemDetails(p, failure)
+	}
+	return p
+}
+
+// asProblemDetails rewrites the diagnostic payload of an error as concise
+// problem details (RFC 9290, FP-38).
+func asProblemDetails(p *exchange.Response, failure *exchange.Failure) {
+	p.Options = insertOption(p.Options, wire.ContentFormat, wire.AppendUint(nil, problemDetails))
+	if failure.Reason == exchange.BadOption && failure.Option != 0 {
+		p.Payload = appendProblemOption(nil, failure.Option)
+		return
+	}
+	p.Payload = appendProblemTitle(nil, failure.Detail)
+}
+
+// done counts an exchange that has ended.
+func (f *Front) done() {
+	if f.active.Add(-1) == 0 {
+		select {
+		case f.idle <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (f *Front) isDraining() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.draining
+}
+
+// Drain refuses new requests from now on and waits until those under way have
+// ended or stop is closed. It reports how many were left.
+func (f *Front) Drain(stop <-chan struct{}) int {
+	f.mu.Lock()
+	f.draining = true
+	f.mu.Unlock()
+	for {
+		left := int(f.active.Load())
+		if left == 0 {
+			return 0
+		}
+		select {
+		case <-f.idle:
+		case <-stop:
+			return int(f.active.Load())
+		}
+	}
+}

@@ -1,0 +1,270 @@
+package proxy
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"go.uber.org/zap"
+
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// clientToken tells group exchanges apart: client endpoint and Token (GP-40).
+type clientToken struct {
+	clientPort
+	token string
+}
+
+// groupRequest is a request that may get many responses: one with a
+// Multicast-Timeout. It is the sink of its exchange.
+type groupRequest struct {
+	front      *Front
+	in         endpoint.Incoming
+	key        clientToken
+	id         uint64
+	noResponse uint32
+	problem    bool
+	silent     bool // T' = 0: no responses (GP-34)
+	counted    bool // in Stats.Running
+	dialect    exchange.Dialect
+	delivery   exchange.Delivery
+	relayType  message.Type
+	relayed    int // touched by the serialised calls of the sink only
+
+	cancel exchange.Canceler // set while in front.running; guarded by front.mu
+	ended  bool              // guarded by front.mu
+
+	mu      sync.Mutex
+	watched []uint16 // Message IDs of NON responses that a RST may name
+}
+
+// stopEarly looks a request up among the running group exchanges before
+// anything else is done with it. It reports whether that settled the request.
+func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool {
+	key := clientToken{clientPort{rx.Endpoint(), rx.Peer.Addr}, string(m.Token)}
+	stop := m.Code == codes.GET && h.timeout.Present && h.timeout.Seconds == 0 && h.local // GP-40
+	f.mu.Lock()
+	x := f.running[key]
+	var cancel exchange.Canceler
+	if x != nil {
+		cancel = x.cancel
+	}
+	recently := stop && x == nil && f.ended.has(key, rx.Now)
+	f.mu.Unlock()
+	switch {
+	case stop && x != nil:
+		f.Stats.EarlyStops.Add(1)
+		f.Log.Debug("early stop", zap.Uint64("exchange", x.id))
+		cancel.Cancel() // GP-41
+	case recently: // GP-43
+	case x != nil:
+		// The client believes its Token free, so that responses to the old
+		// request would be taken for responses to this one.
+		f.Stats.TokenReuses.Add(1)
+		cancel.Cancel()
+		if !h.timeout.Present {
+			return false
+		}
+		r := &request{front: f, noResponse: h.noResponse, problem: h.problem}
+		r.in.Accept(rx, m)
+		f.active.Add(1)
+		r.End(exchange.Failf(exchange.TokenReused, "Token reuse: the exchange with this Token was running and is stopped")) // GP-25
+		return true
+	default:
+		return false
+	}
+	var in endpoint.Incoming
+	in.Accept(rx, m)
+	in.Finish() // GP-42
+	return true
+}
+
+// beginGroup starts an exchange that may have many responses.
+func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.Request, h *hop, failure *exchange.Failure) {
+	f.Stats.GroupRequests.Add(1)
+	x := &groupRequest{front: f, id: r.ID, noResponse: h.noResponse, problem: h.problem,
+		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable}
+	x.key = clientToken{clientPort{rx.Endpoint(), rx.Peer.Addr}, string(m.Token)}
+	x.in.Accept(rx, m)
+	if r.Client != nil {
+		x.dialect, x.delivery = r.Client.Dialect, r.Client.Delivery
+	}
+	if x.delivery.Type == exchange.Confirmable || x.delivery.Type == exchange.Same && x.in.Confirmable {
+		x.relayType = message.Confirmable
+	}
+	if failure != nil {
+		x.End(failure)
+		return
+	}
+	x.counted = true
+	f.Stats.Running.Add(1)
+	cancel := f.Next.Exchange(r, x)
+	f.mu.Lock()
+	ended := x.ended
+	if !ended {
+		x.cancel = cancel
+		f.running[x.key] = x
+	}
+	f.mu.Unlock()
+	if !ended {
+		x.in.Ack() // GP-33
+	}
+}
+
+// Respond implements exchange.Sink.
+func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
+	x.in.Ack()
+	if x.silent || suppressed(x.noResponse, p.Code) {
+		return exchange.Continue
+	}
+	f := x.front
+	s := relayScratchPool.Get().(*relayScratch)
+	defer s.release()
+	m := &s.message
+	*m = wire.Message{Code: p.Code, Token: x.in.Token, Options: s.relayOptions(x, p), Payload: p.Payload}
+	f.Stats.Responses.Add(1)
+	x.relayed++
+	if ce := f.Log.Check(zap.DebugLevel, "relayed"); ce != nil {
+		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
+	}
+	if x.relayType == message.Confirmable {
+		f.deliver(x, m)
+		return exchange.Continue
+	}
+	e := x.in.Endpoint()
+	m.Type, m.ID = message.NonConfirmable, e.NextID(x.in.Peer.Addr)
+	x.mu.Lock()
+	x.watched = append(x.watched, m.ID)
+	x.mu.Unlock()
+	if e.Send(x.in.Peer, x.in.Path, m, x) == nil {
+		f.Stats.Relayed.Add(1)
+	}
+	return exchange.Continue
+}
+
+// End implements exchange.Sink.
+func (x *groupRequest) End(err error) {
+	f := x.front
+	f.mu.Lock()
+	x.ended = true
+	if x.cancel != nil {
+		delete(f.running, x.key)
+	}
+	if x.counted {
+		f.ended.add(x.key, time.Now())
+	}
+	f.mu.Unlock()
+	x.mu.Lock()
+	watched := x.watched
+	x.watched = nil
+	x.mu.Unlock()
+	for _, id := range watched {
+		x.in.Endpoint().Settle(x.in.Peer.Addr, id)
+	}
+	if err != nil && !errors.Is(err, exchange.ErrCanceled) && x.relayed == 0 {
+		x.refuse(err)
+	} else {
+		x.in.Finish()
+	}
+	if ce := f.Log.Check(zap.DebugLevel, "group exchange ended"); ce != nil {
+		ce.Write(zap.Uint64("exchange", x.id), zap.Int("relayed", x.relayed), zap.NamedError("why", err))
+	}
+	if x.counted {
+		f.Stats.Running.Add(-1)
+	}
+	f.done()
+}
+
+// refuse sends an error of the proxy's own. It has no Reply-From (GP-39), and
+// goes out for T' = 0 too unless the client asked for silence (GP-34).
+func (x *groupRequest) refuse(err error) {
+	p := x.front.fail(x.id, x.in.Peer.Addr, err, x.problem)
+	if suppressed(x.noResponse, p.Code) {
+		x.in.Finish()
+		return
+	}
+	x.front.Stats.Responses.Add(1)
+	x.in.Respond(&wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}, x.relayType, nil)
+}
+
+// Acknowledged implements endpoint.Watcher for NON responses: they have no ACK.
+func (x *groupRequest) Acknowledged(uint16) {}
+
+// Failed implements endpoint.Watcher: a client that resets a response wants no
+// more of them (GP-44).
+func (x *groupRequest) Failed(uint16, error) {
+	f := x.front
+	f.mu.Lock()
+	cancel := x.cancel
+	gone := x.ended
+	f.mu.Unlock()
+	if gone || cancel == nil {
+		return
+	}
+	f.Stats.ResetStops.Add(1)
+	f.Log.Debug("client wants no more responses", zap.Uint64("exchange", x.id))
+	cancel.Cancel()
+}
+
+var relayScratchPool = sync.Pool{New: func() any { return &relayScratch{options: make(message.Options, 0, 16)} }}
+
+// relayScratch is what a relayed response is put together in.
+type relayScratch struct {
+	message wire.Message
+	options message.Options
+	values  []byte
+}
+
+func (s *relayScratch) release() {
+	clear(s.options)
+	s.message = wire.Message{}
+	relayScratchPool.Put(s)
+}
+
+// relayOptions returns the options of a server's response as the client of x
+// gets them: with the address of the server in the client's dialect (GP-51,
+// GP-52, GP-127).
+func (s *relayScratch) relayOptions(x *groupRequest, p *exchange.Response) message.Options {
+	numbers := x.front.Numbers
+	draft, legacy := x.dialect != exchange.Legacy, x.dialect != exchange.Draft07
+	s.options = s.options[:0]
+	for _, o := range p.Options {
+		switch {
+		case o.ID == wire.Observe: // no registration was made
+		case o.ID == numbers.ReplyFrom: // GP-51: the last proxy's word counts
+		case o.ID == numbers.ResponseForwarding && legacy:
+		default:
+			s.options = append(s.options, o)
+		}
+	}
+	if !p.From.IsValid() {
+		return s.options
+	}
+	server := p.From
+	if x.front.ZoneInReplyFrom {
+		server = netip.AddrPortFrom(x.front.zones.of(server.Addr()), server.Port())
+	} else {
+		server = netip.AddrPortFrom(server.Addr().WithZone(""), server.Port())
+	}
+	s.values = s.values[:0]
+	if legacy {
+		s.values = wire.AppendResponseForwarding(s.values, wire.TransportUDP, server)
+		s.options = insertOption(s.options, numbers.ResponseForwarding, s.values)
+	}
+	if draft {
+		start := len(s.values)
+		s.values = wire.AppendReplyFrom(s.values, schemeCoAP, server)
+		s.options = insertOption(s.options, numbers.ReplyFrom, s.values[start:])
+	}
+	return s.options
+}
+
+// schemeCoAP is the scheme number of coap (FP-6): servers answer group requests
+// over UDP.
+const schemeCoAP = 0

@@ -1,0 +1,81 @@
+package proxy
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// HoldBack remembers servers' 4.29 responses and answers similar requests of
+// the same client from memory until their time is over (FP-36). Similar are
+// requests with the same method and URI. Safe for concurrent use.
+type HoldBack struct {
+	seed  maphash.Seed
+	until *lru.Cache[holdKey, time.Time]
+}
+
+type holdKey struct {
+	client netip.AddrPort
+	server netip.AddrPort
+	method codes.Code
+	path   uint64 // hash of Uri-Path and Uri-Query
+}
+
+const maxHoldBacks = 4096
+
+// NewHoldBack returns an empty HoldBack.
+func NewHoldBack() *HoldBack {
+	c, err := lru.New[holdKey, time.Time](maxHoldBacks)
+	if err != nil {
+		panic(err) // the size is a positive constant
+	}
+	return &HoldBack{seed: maphash.MakeSeed(), until: c}
+}
+
+func (h *HoldBack) key(r *exchange.Request) holdKey {
+	var hash maphash.Hash
+	hash.SetSeed(h.seed)
+	for _, o := range r.Options {
+		if o.ID == wire.URIPath || o.ID == wire.URIQuery || o.ID == wire.URIPathAbbrev {
+			_ = hash.WriteByte(byte(o.ID))
+			_, _ = hash.WriteString(string(rune(len(o.Value))))
+			_, _ = hash.Write(o.Value)
+		}
+	}
+	return holdKey{client: r.Peer, server: r.Target.Addr, method: r.Method, path: hash.Sum64()}
+}
+
+// check returns the failure for a request that is held back.
+func (h *HoldBack) check(r *exchange.Request) *exchange.Failure {
+	if h.until.Len() == 0 {
+		return nil
+	}
+	key := h.key(r)
+	until, ok := h.until.Get(key)
+	if !ok {
+		return nil
+	}
+	left := until.Sub(r.Arrival)
+	if left <= 0 {
+		h.until.Remove(key)
+		return nil
+	}
+	return &exchange.Failure{Reason: exchange.TooManyRequests, Detail: "the server asked to wait", RetryAfter: left}
+}
+
+// hold remembers a 4.29 for its Max-Age (RFC 8516 §3).
+func (h *HoldBack) hold(key holdKey, p *exchange.Response) {
+	seconds := uint32(60)
+	if value, ok := wire.First(p.Options, wire.MaxAge); ok {
+		seconds, _ = wire.Uint(value)
+	}
+	if seconds > 0 {
+		h.until.Add(key, time.Now().Add(time.Duration(seconds)*time.Second))
+	}
+}

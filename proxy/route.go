@@ -1,0 +1,197 @@
+package proxy
+
+import (
+	"bytes"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Route is the last layer: it chooses the leg, rewrites the options for it, and
+// checks what comes back before it goes any further up.
+type Route struct {
+	Group   exchange.Handler
+	Unicast exchange.Handler
+	Numbers *wire.Numbers
+	// HopLimit is inserted where a request has none (FP-53).
+	HopLimit uint8
+	// Identifier names this proxy in the payload of a 5.08 (FP-54); no spaces.
+	Identifier string
+	// GroupBody returns the largest request payload towards a group in bytes
+	// (GC-56).
+	GroupBody func(*exchange.Request) int
+	HoldBack  *HoldBack
+	Log       *zap.Logger
+}
+
+// Exchange implements exchange.Handler.
+func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if r.Target.Group {
+		if f := t.fitsGroup(r); f != nil {
+			return exchange.Fail(w, f)
+		}
+	} else if f := t.HoldBack.check(r); f != nil {
+		return exchange.Fail(w, f)
+	}
+	scratch := optionScratch.Get().(*message.Options)
+	defer putScratch(scratch)
+	options, f := t.onward(r, (*scratch)[:0])
+	*scratch = options
+	if f != nil {
+		return exchange.Fail(w, f)
+	}
+	s := &checked{sink: w, route: t, id: r.ID}
+	if !r.Target.Group {
+		s.held = t.HoldBack.key(r)
+		r.Options = options
+		return t.Unicast.Exchange(r, s)
+	}
+	s.group = true
+	r.Options = options
+	return t.Group.Exchange(r, s)
+}
+
+// fitsGroup refuses request bodies that do not go into one multicast message
+// (GC-52, GC-56).
+func (t *Route) fitsGroup(r *exchange.Request) *exchange.Failure {
+	limit := t.GroupBody(r)
+	tooLarge := len(r.Payload) > limit
+	if value, ok := wire.First(r.Options, wire.Block1); ok {
+		b, err := wire.ParseBlock(value)
+		if err != nil {
+			return exchange.Failf(exchange.BadOption, "Block1 is malformed")
+		}
+		tooLarge = tooLarge || b.Num > 0 || b.More
+	}
+	if !tooLarge {
+		return nil
+	}
+	f := exchange.Failf(exchange.TooLarge, "a group request must fit one message")
+	f.Limit = uint32(limit)
+	return f
+}
+
+// onward appends the options of the request for the next hop to options
+// (FP-24, GC-72).
+func (t *Route) onward(r *exchange.Request, options message.Options) (message.Options, *exchange.Failure) {
+	group := r.Target.Group
+	hop := []byte{t.HopLimit}
+	if r.Target.Host != "" {
+		options = append(options, message.Option{ID: wire.URIHost, Value: []byte(r.Target.Host)})
+	}
+	var hopPlaced, noResponse bool
+	for _, o := range r.Options {
+		if !hopPlaced && o.ID > wire.HopLimit {
+			options, hopPlaced = append(options, message.Option{ID: wire.HopLimit, Value: hop}), true
+		}
+		switch o.ID {
+		case wire.HopLimit:
+			if len(o.Value) == 1 && !hopPlaced { // a surplus one goes through as unknown (FP-22)
+				if o.Value[0] <= 1 {
+					t.Log.Warn("hop limit reached", zap.Uint64("exchange", r.ID), zap.Stringer("client", r.Peer))
+					return options, &exchange.Failure{Reason: exchange.HopLimitReached, Detail: t.Identifier} // FP-52
+				}
+				options, hopPlaced = append(options, message.Option{ID: wire.HopLimit, Value: []byte{o.Value[0] - 1}}), true
+				continue
+			}
+		case wire.MaxAge, wire.Observe:
+			// Max-Age means nothing in a request; observing is the proxy's own
+			// business, and a plain response is the permitted answer to a
+			// registration that is not accepted (RFC 7641 §4.1).
+			continue
+		case wire.Block1:
+			if group {
+				continue // fitsGroup saw that it is whole
+			}
+			return options, exchange.Failf(exchange.BadOption, "block-wise request bodies are not supported")
+		case wire.NoResponse:
+			if !group {
+				continue // FP-84
+			}
+			noResponse = true // GP-35
+		case t.Numbers.GroupETag:
+			if group {
+				continue // GP-30
+			}
+		}
+		options = append(options, o)
+	}
+	if !hopPlaced {
+		options = append(options, message.Option{ID: wire.HopLimit, Value: hop})
+	}
+	if group && r.Timeout.Seconds == 0 && !noResponse {
+		options = insertOption(options, wire.NoResponse, []byte{noResponseAll}) // GP-35
+	}
+	return options, nil
+}
+
+// noResponseAll is the No-Response value that asks for silence about every
+// class (GC-32).
+const noResponseAll = 26
+
+// checked is the sink that sees responses first.
+type checked struct {
+	sink  exchange.Sink
+	route *Route
+	id    uint64
+	group bool
+	held  holdKey
+	end   error // replaces the regular end
+}
+
+// Respond implements exchange.Sink.
+func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
+	if f := checkResponse(p); f != nil {
+		c.route.Log.Info("unusable response", zap.Uint64("exchange", c.id), zap.Stringer("server", p.From), zap.String("reason", f.Detail))
+		if !c.group {
+			c.end = f
+			return exchange.Stop
+		}
+		bad := failureResponse(f, c.route.Numbers) // GP-60
+		bad.From, bad.GroupPort = p.From, p.GroupPort
+		return c.sink.Respond(bad)
+	}
+	if !c.group {
+		switch p.Code {
+		case codes.TooManyRequests:
+			c.route.HoldBack.hold(c.held, p)
+		case wire.HopLimitReached:
+			return c.hopLimitReached(p)
+		}
+	}
+	return c.sink.Respond(p)
+}
+
+// End implements exchange.Sink.
+func (c *checked) End(err error) {
+	if c.end != nil {
+		err = c.end
+	}
+	c.sink.End(err)
+}
+
+// hopLimitReached puts this proxy's name in front of the list in a 5.08, and
+// stops one that has been here before (FP-54).
+func (c *checked) hopLimitReached(p *exchange.Response) exchange.Verdict {
+	own := []byte(c.route.Identifier)
+	for name := range bytes.SplitSeq(p.Payload, []byte{' '}) {
+		if bytes.Equal(name, own) {
+			c.route.Log.Warn("forwarding loop", zap.Uint64("exchange", c.id), zap.ByteString("path", p.Payload))
+			c.end = &exchange.Failure{Reason: exchange.HopLimitReached, Detail: c.route.Identifier}
+			return exchange.Stop
+		}
+	}
+	if len(own)+1+len(p.Payload) > maxHopPath {
+		return c.sink.Respond(p)
+	}
+	q := *p
+	q.Payload = append(append(append(make([]byte, 0, len(own)+1+len(p.Payload)), own...), ' '), p.Payload...)
+	return c.sink.Respond(&q)
+}
+
+// maxHopPath keeps a 5.08 within one packet of any path (FP-54).
+const maxHopPath = 1024

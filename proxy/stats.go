@@ -1,0 +1,22 @@
+package proxy
+
+import (
+	"sync/atomic"
+
+	"coapproxy/exchange"
+)
+
+// Stats counts what the front and the proxying rules see.
+type Stats struct {
+	Requests        atomic.Uint64                   `metric:"requests_total" help:"Requests received from clients."`
+	GroupRequests   atomic.Uint64                   `metric:"group_requests_total" help:"Requests received with a Multicast-Timeout."`
+	Responses       atomic.Uint64                   `metric:"responses_total" help:"Responses sent to clients."`
+	Relayed         atomic.Uint64                   `metric:"responses_relayed_total" help:"Group responses relayed to clients."`
+	Running         atomic.Int64                    `metric:"group_exchanges" help:"Group exchanges running."`
+	EarlyStops      atomic.Uint64                   `metric:"early_stops_total" help:"Group exchanges ended by an Early Stop Request."`
+	ResetStops      atomic.Uint64                   `metric:"reset_stops_total" help:"Group exchanges ended because the client reset a response or vanished."`
+	TokenReuses     atomic.Uint64                   `metric:"token_reuses_total" help:"Group exchanges ended because their Token was used again."`
+	Late            atomic.Uint64                   `metric:"responses_late_total" help:"Responses that could not be sent before the timeout."`
+	DeliveryDropped atomic.Uint64                   `metric:"responses_undelivered_total" help:"Responses dropped because the client's queue was full."`
+	Failures        [exchange.Reasons]atomic.Uint64 `metric:"failures_total" help:"Requests the proxy answered with an error of its own." label:"reason"`
+}

@@ -1,0 +1,283 @@
+package proxy
+
+import (
+	"net/netip"
+	"strings"
+	"sync"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Targets is the layer that finds out where a request goes (FP-1 to FP-11,
+// GP-21): it reads Proxy-Uri, Proxy-Cri, Proxy-Scheme, Proxy-Scheme-Number and
+// Uri-*, resolves names, and hands on a request with Target set whose options
+// hold nothing of the client's hop any more.
+type Targets struct {
+	// Next gets proxy requests, Local those for the proxy itself.
+	Next, Local exchange.Handler
+	Numbers     *wire.Numbers
+	Names       *Names
+	// Own reports whether a destination is the proxy itself (FP-8).
+	Own func(netip.AddrPort) bool
+	// OwnNames are further names of the proxy, lower case.
+	OwnNames map[string]bool
+	// Zone returns the interface on which a link-local server was last heard,
+	// or the default one, or "" (GP-57).
+	Zone   func(netip.Addr) string
+	Engine *exchange.Engine
+	Log    *zap.Logger
+}
+
+// destination is a target URI before name resolution.
+type destination struct {
+	scheme string
+	host   string
+	addr   netip.Addr // valid for a literal
+	port   uint16
+}
+
+// Exchange implements exchange.Handler.
+func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if !isProxyRequest(r.Options) {
+		return t.local(r, w)
+	}
+	if f := checkRequestOptions(r.Options, t.Numbers); f != nil {
+		return exchange.Fail(w, f)
+	}
+	scratch := optionScratch.Get().(*message.Options)
+	defer putScratch(scratch)
+	d, options, f := t.split(r, (*scratch)[:0])
+	*scratch = options
+	if f != nil {
+		return exchange.Fail(w, f)
+	}
+	r.Options = options
+	if d.scheme != "coap" {
+		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "scheme %s is not served", d.scheme)) // FP-7, GP-22
+	}
+	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host}
+	if d.addr.IsValid() {
+		return t.proceed(r, w, []netip.Addr{d.addr}, d.port)
+	}
+	if t.OwnNames[d.host] && t.Own(netip.AddrPortFrom(r.Local.Addr(), d.port)) {
+		return t.Local.Exchange(r, w) // FP-8
+	}
+	return t.Names.lookup(r, w, d.host, func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler {
+		return t.proceed(r, w, addrs, d.port)
+	})
+}
+
+// local is a request for the proxy's own resources: FP-25.
+func (t *Targets) local(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	previous := message.OptionID(0)
+	for _, o := range r.Options {
+		surplus := o.ID == previous
+		previous = o.ID
+		if !wire.Critical(o.ID) {
+			continue
+		}
+		definition, known := wire.Lookup(o.ID)
+		switch o.ID {
+		case wire.URIHost, wire.URIPort, wire.URIPath, wire.URIQuery, wire.Accept, wire.Block2:
+		default:
+			known = false
+		}
+		if !known || !definition.Valid(o.Value) || surplus && !definition.Repeatable {
+			f := exchange.Failf(exchange.BadOption, "option %d cannot be processed", o.ID)
+			f.Option = o.ID
+			return exchange.Fail(w, f)
+		}
+	}
+	return t.Local.Exchange(r, w)
+}
+
+func isProxyRequest(options message.Options) bool {
+	for _, o := range options {
+		switch o.ID {
+		case wire.ProxyURI, wire.ProxyScheme, wire.ProxyCRI, wire.ProxySchemeNumber:
+			return true
+		}
+	}
+	return false
+}
+
+// split separates the destination from the options of a proxy request. It
+// appends what the onward request keeps to options.
+func (t *Targets) split(r *exchange.Request, options message.Options) (destination, message.Options, *exchange.Failure) {
+	var d destination
+	uri, whole, f := absolute(r.Options)
+	if f != nil {
+		return d, options, f
+	}
+	if whole {
+		d = destination{scheme: uri.Scheme, host: uri.Host, addr: uri.Addr, port: uri.Port}
+	} else if d, f = t.fromScheme(r); f != nil {
+		return d, options, f
+	}
+	placed := !whole // Proxy-Uri and Proxy-Cri override every Uri-* (FP-2)
+	hasPath, abbreviated := len(uri.Path) > 0, false
+	for _, o := range r.Options {
+		if !placed && o.ID > wire.URIPath {
+			options, placed = appendSegments(options, wire.URIPath, uri.Path), true
+		}
+		switch o.ID {
+		case wire.ProxyURI, wire.ProxyScheme, wire.ProxyCRI, wire.ProxySchemeNumber, wire.URIHost, wire.URIPort,
+			t.Numbers.MulticastTimeout:
+			continue
+		case wire.URIPath:
+			if whole {
+				continue
+			}
+			hasPath = true
+		case wire.URIQuery:
+			if whole {
+				continue
+			}
+		case wire.URIPathAbbrev:
+			abbreviated = true
+		default:
+			if t.Numbers.LegacyTimeout != 0 && o.ID == t.Numbers.LegacyTimeout {
+				continue
+			}
+		}
+		if o.ID == wire.URIPath && isDot(o.Value) {
+			return d, options, exchange.Failf(exchange.BadOption, `a path segment is "." or ".."`) // FP-28
+		}
+		options = append(options, o)
+	}
+	if !placed {
+		options = appendSegments(options, wire.URIPath, uri.Path)
+	}
+	for _, q := range uri.Query {
+		options = insertOption(options, wire.URIQuery, []byte(q))
+	}
+	for _, segment := range uri.Path {
+		if segment == "." || segment == ".." {
+			return d, options, exchange.Failf(exchange.BadOption, `a path segment is "." or ".."`) // FP-28
+		}
+	}
+	if hasPath && abbreviated {
+		return d, options, exchange.Failf(exchange.BadOption, "Uri-Path-Abbrev together with a path") // FP-9
+	}
+	return d, options, nil
+}
+
+func isDot(segment []byte) bool { return string(segment) == "." || string(segment) == ".." }
+
+func appendSegments(options message.Options, id message.OptionID, values []string) message.Options {
+	for _, v := range values {
+		options = append(options, message.Option{ID: id, Value: []byte(v)})
+	}
+	return options
+}
+
+// absolute reads Proxy-Cri or Proxy-Uri, in this order of precedence (FP-2).
+func absolute(options message.Options) (uri wire.URI, found bool, _ *exchange.Failure) {
+	var err error
+	if value, ok := wire.First(options, wire.ProxyCRI); ok {
+		uri, err = wire.ParseProxyCRI(value)
+	} else if value, ok := wire.First(options, wire.ProxyURI); ok {
+		uri, err = wire.ParseURI(string(value))
+	} else {
+		return wire.URI{}, false, nil
+	}
+	if err != nil {
+		return wire.URI{}, false, &exchange.Failure{Reason: exchange.BadOption, Detail: "the target URI is malformed", Err: err} // FP-3
+	}
+	if uri.HasUserinfo {
+		return wire.URI{}, false, exchange.Failf(exchange.BadOption, "the target URI has userinfo") // FP-10
+	}
+	return uri, true, nil
+}
+
+// fromScheme composes the destination from Proxy-Scheme or Proxy-Scheme-Number
+// and Uri-Host and Uri-Port; what is missing is the address and port the
+// request was sent to (FP-4, FP-5).
+func (t *Targets) fromScheme(r *exchange.Request) (destination, *exchange.Failure) {
+	d := destination{addr: r.Local.Addr(), port: r.Local.Port()}
+	for _, o := range r.Options {
+		switch o.ID {
+		case wire.URIHost:
+			name, addr, err := wire.ParseHost(string(o.Value))
+			if err != nil {
+				return d, &exchange.Failure{Reason: exchange.BadOption, Detail: "Uri-Host is malformed", Err: err}
+			}
+			d.host, d.addr = name, addr
+		case wire.URIPort:
+			port, _ := wire.Uint(o.Value)
+			if port == 0 {
+				return d, exchange.Failf(exchange.BadOption, "Uri-Port is 0")
+			}
+			d.port = uint16(port)
+		case wire.ProxyScheme:
+			d.scheme = strings.ToLower(string(o.Value))
+		case wire.ProxySchemeNumber:
+			if d.scheme != "" {
+				return d, exchange.Failf(exchange.BadOption, "Proxy-Scheme together with Proxy-Scheme-Number") // FP-2
+			}
+			number, _ := wire.Uint(o.Value)
+			name, ok := wire.SchemeName(number) // FP-6
+			if !ok {
+				return d, exchange.Failf(exchange.NotProxied, "scheme number %d is not served", number)
+			}
+			d.scheme = name
+		}
+	}
+	return d, nil
+}
+
+// proceed classifies the addresses of a target and passes the request on.
+func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Addr, port uint16) exchange.Canceler {
+	groups := 0
+	for _, a := range addrs {
+		if a.IsMulticast() {
+			groups++
+		}
+	}
+	if groups > 0 && groups < len(addrs) {
+		return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "the name stands for groups and for single servers")) // GC-3
+	}
+	first := addrs[0]
+	if groups == 0 && first.IsLinkLocalUnicast() && first.Is6() {
+		zone := canonicalZone(first.Zone())
+		if zone == "" {
+			zone = t.Zone(first)
+		}
+		if zone == "" {
+			return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "a link-local address needs a zone")) // GP-57
+		}
+		first = first.WithZone(zone)
+	} else if first.Zone() != "" {
+		first = first.WithZone(canonicalZone(first.Zone()))
+	}
+	r.Target.Addr = netip.AddrPortFrom(first, port)
+	if groups == 0 {
+		if t.Own(r.Target.Addr) {
+			return t.Local.Exchange(r, w) // FP-8
+		}
+		return t.Next.Exchange(r, w)
+	}
+	if port == securePort {
+		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "a group has no secure port")) // GP-22, GC-4
+	}
+	r.Target.Group = true
+	for _, a := range addrs[1:] {
+		r.Target.Also = append(r.Target.Also, exchange.GroupAddr{Addr: netip.AddrPortFrom(a, port)}) // GC-2
+	}
+	return t.Next.Exchange(r, w)
+}
+
+const securePort = 5684
+
+// optionScratch lends the option slices that layers build for the duration of
+// one Exchange call.
+var optionScratch = sync.Pool{New: func() any { o := make(message.Options, 0, 24); return &o }}
+
+func putScratch(s *message.Options) {
+	clear(*s)
+	optionScratch.Put(s)
+}
