@@ -1,0 +1,64 @@
+# The project's verbs. `make` alone lists them.
+
+GO       ?= go
+GOTOOL    = $(GO) tool -modfile=tools/go.mod
+FUZZTIME ?= 30s
+# Flags for `make bench`, for example BENCHFLAGS="-only non -rounds 3"; `-h` lists them.
+BENCHFLAGS ?=
+# How many packages' tests run beside each other; the black-box tests want the cores for themselves.
+TESTFLAGS ?= -p 2 -timeout 15m
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: run
+run: build ## the demo: a proxy and five devices on this machine's loopback
+	exec ./bin/coapproxy demo
+
+.PHONY: build
+build: ## build the static binary bin/coapproxy
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/coapproxy ./cmd/coapproxy
+
+.PHONY: test-deps
+test-deps: ## install what the tests need (Debian packages as root, one npm package)
+	test/install-deps
+
+.PHONY: test
+test: test-deps fuzz-short ## go vet, a few seconds of every fuzz target, all tests with the race detector
+	@mkdir -p build
+	$(GO) vet ./...
+	$(GOTOOL) gotestsum --format standard-quiet --hide-summary output,skipped --jsonfile build/test.json -- -race $(TESTFLAGS) ./...
+	@test/no-skips build/test.json
+
+.PHONY: fuzz-short
+fuzz-short: ## every fuzz target for about 3 seconds, bounded as a whole
+	test/fuzz 3s 180s
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (30s), one after the other
+	test/fuzz $(FUZZTIME)
+
+.PHONY: cover
+cover: test-deps ## coverage by package; the whole picture in build/cover.html
+	@mkdir -p build
+	$(GO) test $(TESTFLAGS) -coverpkg=./... -coverprofile=build/cover.out ./...
+	$(GO) tool cover -html=build/cover.out -o build/cover.html
+	$(GO) tool cover -func=build/cover.out | tail -n 1
+
+.PHONY: lint
+lint: ## golangci-lint (.golangci.yml) and govulncheck
+	$(GOTOOL) golangci-lint run ./...
+	tools/vulncheck
+
+.PHONY: bench
+bench: test-deps ## speed side by side with libcoap's proxy and a null relay (BENCHFLAGS=...)
+	@mkdir -p build
+	$(GO) build -o build/bench ./test/bench/run
+	exec build/bench $(BENCHFLAGS)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin build
