@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+)
+
+// nstart is the bound on outstanding requests to the origin and the group (FP-92): high enough not to matter,
+// since the other proxies have none.
+const nstart = 4096
+
+// writeConfig writes a configuration for the benchmark: everybody on the loopback may do what the load does, and
+// no limit made for the real world stands in its way.
+func writeConfig(file string, listen, source netip.AddrPort) error {
+	group := source
+	if !source.Addr().IsMulticast() {
+		group = netip.AddrPortFrom(netip.AddrFrom4([4]byte{224, 0, 1, 187}), source.Port())
+	}
+	text := fmt.Sprintf(`listen:
+  - coap://%[1]v
+clients:
+  - name: load
+    networks: [127.0.0.0/8]
+    groups: [bench]
+    forward: ["coap://127.0.0.1:*"]
+    max_exchanges: 65536
+groups:
+  - name: bench
+    uri: coap://%[2]v
+    interfaces: [lo]
+    loopback: true
+    nstart: %[3]d
+    queue: 65536
+    leisure: 1s
+    probing_rate: 0
+proxy:
+  allow_loopback: true
+  client_types: keep
+limits:
+  nstart_targets:
+    - target: 127.0.0.1:%[4]d
+      nstart: %[3]d
+  upstream_queue: 65536
+  grace: 0s
+log:
+  level: warn
+`, listen, group, nstart, source.Port())
+	return os.WriteFile(file, []byte(text), 0o600)
+}
