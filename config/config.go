@@ -116,6 +116,10 @@ type Group struct {
 	// group gets per second, FireAndForgetBurst how many at once (GC-80).
 	FireAndForgetRate  float64 `yaml:"fire_and_forget_rate"`
 	FireAndForgetBurst int     `yaml:"fire_and_forget_burst"`
+	// Rate is how many requests per second the group gets from all clients
+	// together, Burst how many at once; rate 0 means no limit (GP-113).
+	Rate  float64 `yaml:"rate"`
+	Burst int     `yaml:"burst"`
 	// ProbingRate is the average, in byte/s, sent to a group from which nothing
 	// has come back yet; 0 means unlimited (GC-81).
 	ProbingRate int `yaml:"probing_rate"`
@@ -185,9 +189,12 @@ type Limits struct {
 	MaxToken int `yaml:"max_token"`
 	// Exchanges bounds the exchanges running, over all clients (FP-34).
 	Exchanges int `yaml:"exchanges"`
-	// DedupEntries bounds the requests remembered for recognising
-	// retransmissions (FP-90).
+	// DedupEntries bounds the finished idempotent requests, and the responses,
+	// that are remembered for recognising repetitions (FP-90, GC-16).
 	DedupEntries int `yaml:"dedup_entries"`
+	// DedupNonIdempotent bounds the requests that must not be carried out twice
+	// (FP-90).
+	DedupNonIdempotent int `yaml:"dedup_non_idempotent"`
 	// UpstreamPorts bounds the source ports used towards servers (FP-91).
 	UpstreamPorts int `yaml:"upstream_ports"`
 	// NStart bounds the outstanding requests to one server (FP-35, FP-92).

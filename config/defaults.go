@@ -34,7 +34,8 @@ func Default() *Config {
 		Limits: Limits{
 			MaxToken:           8, // FP-83
 			Exchanges:          65536,
-			DedupEntries:       65536, // FP-90
+			DedupEntries:       16384, // FP-90
+			DedupNonIdempotent: 65536, // FP-90
 			UpstreamPorts:      64,    // FP-91
 			NStart:             1,     // FP-92
 			UpstreamQueue:      16,    // FP-35
@@ -80,6 +81,8 @@ func DefaultGroup() Group {
 		Leisure:            5 * time.Second,                  // GC-35
 		FireAndForgetRate:  10,                               // GC-80
 		FireAndForgetBurst: 10,                               // GC-80
+		Rate:               0,                                // GP-113
+		Burst:              10,                               // GP-113
 		ProbingRate:        1,                                // GC-81
 		Repeat:             RepeatOff,                        // GC-40
 		MaxRequestPayload:  1024,                             // GC-56

@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, config.Group{
 		Methods:      []config.Method{"GET", "FETCH"}, // GC-70
 		MaxResponses: 10000, MaxBytes: 64 << 20,       // GP-61
-		NStart: 1, Queue: 16, FireAndForgetRate: 10, FireAndForgetBurst: 10, // GC-80
+		NStart: 1, Queue: 16, FireAndForgetRate: 10, FireAndForgetBurst: 10, Rate: 0, Burst: 10, // GC-80, GP-113
 		Leisure:           5 * time.Second, // GC-35
 		ProbingRate:       1,               // GC-81
 		Repeat:            "off",           // GC-40
@@ -119,6 +119,8 @@ groups:
   leisure: 0
   fire_and_forget_rate: 0.5
   fire_and_forget_burst: 1
+  rate: 5
+  burst: 6
   probing_rate: 0
   repeat: same-mid
   allowed_sources: [192.0.2.0/24]
@@ -196,11 +198,11 @@ log: {level: debug, format: json, output: stdout}
 		MaxBytes:           config.MiB,
 		NStart:             2,
 		FireAndForgetRate:  0.5,
-		FireAndForgetBurst: 1,
-		Repeat:             config.RepeatSameMID,
-		AllowedSources:     []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
-		MaxRequestPayload:  64,
-		ProtectedRequests:  true,
+		FireAndForgetBurst: 1, Rate: 5, Burst: 6,
+		Repeat:            config.RepeatSameMID,
+		AllowedSources:    []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		MaxRequestPayload: 64,
+		ProtectedRequests: true,
 	}, site}
 	want.Names = map[string][]netip.Addr{"lights.example": {netip.MustParseAddr("ff05::fd"), netip.MustParseAddr("239.255.0.7")}}
 	want.Proxy.MaxTimeout = 120 * time.Second

@@ -269,6 +269,7 @@ func (v *validator) limits() {
 	between(v, "limits.max_token", l.MaxToken, 8, 256) // FP-83
 	between(v, "limits.exchanges", l.Exchanges, 1, 1<<24)
 	between(v, "limits.dedup_entries", l.DedupEntries, 1, 1<<24)                            // FP-90
+	between(v, "limits.dedup_non_idempotent", l.DedupNonIdempotent, 1, 1<<24)               // FP-90
 	between(v, "limits.upstream_ports", l.UpstreamPorts, 1, 4096)                           // FP-91
 	between(v, "limits.nstart", l.NStart, 1, 65536)                                         // FP-92
 	between(v, "limits.upstream_queue", l.UpstreamQueue, 0, 65536)                          // FP-35

@@ -37,6 +37,8 @@ func (v *validator) groups() {
 		between(v, key+".nstart", g.NStart, 1, 65536)                   // GC-80
 		between(v, key+".queue", g.Queue, 0, 65536)                     // GC-80
 		between(v, key+".leisure", g.Leisure, 0, 10*time.Minute)        // GC-35
+		between(v, key+".rate", g.Rate, 0, maxRate)                     // GP-113
+		between(v, key+".burst", g.Burst, 1, maxBurst)                  // GP-113
 		between(v, key+".fire_and_forget_rate", g.FireAndForgetRate, 0.001, maxRate)
 		between(v, key+".fire_and_forget_burst", g.FireAndForgetBurst, 1, maxBurst) // GC-80
 		between(v, key+".probing_rate", g.ProbingRate, 0, 1_000_000_000)            // GC-81
