@@ -49,6 +49,7 @@ func (e *Engine) MarkDirty(f Flusher) {
 }
 
 // Flush makes everything leave that was gathered before the call, by whoever.
+// What another goroutine has begun to flush may leave after the return.
 func (e *Engine) Flush() {
 	for e.any.Load() {
 		e.dirtMu.Lock()
@@ -72,8 +73,9 @@ func (e *Engine) Flush() {
 // in what waits for it. The zero value is not scheduled.
 type Deadline struct {
 	// Fire is called on the engine's goroutine, under no lock, when the time
-	// has come. It must not block. Because Stop cannot recall a deadline that is
-	// being fired, Fire checks under its owner's lock whether it still matters.
+	// has come. It must not block. Because neither Unschedule nor another
+	// Schedule can recall a deadline that is being fired, Fire checks under its
+	// owner's lock whether it still matters.
 	Fire  func(now time.Time)
 	at    time.Duration // since the engine's epoch
 	index int           // in the heap, from 1; 0: not scheduled
@@ -109,25 +111,32 @@ func (e *Engine) Unschedule(d *Deadline) bool {
 	return true
 }
 
+// Scheduled is the number of deadlines in the queue.
+func (e *Engine) Scheduled() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.heap.items)
+}
+
 // Run fires deadlines until ctx ends. Exactly one Run may be active.
 func (e *Engine) Run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var due []*Deadline
-	for {
-		due = e.fire(due[:0])
+	for ctx.Err() == nil {
+		due = e.fire(ctx, due[:0])
 		e.mu.Lock()
-		wait := time.Hour
 		e.armed = time.Time{}
 		if len(e.heap.items) > 0 {
 			e.armed = e.epoch.Add(e.heap.items[0].at)
-			wait = time.Until(e.armed)
 		}
+		armed := e.armed
 		e.mu.Unlock()
-		if wait <= 0 {
-			continue
+		if armed.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(time.Until(armed))
 		}
-		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return
@@ -137,10 +146,10 @@ func (e *Engine) Run(ctx context.Context) {
 	}
 }
 
-// fire runs everything that is due, in the order of time.
-func (e *Engine) fire(due []*Deadline) []*Deadline {
+// fire runs everything that is due, in the order of time, as long as ctx lasts.
+func (e *Engine) fire(ctx context.Context, due []*Deadline) []*Deadline {
 	const batch = 64 // so that a crowd of deadlines does not delay what they send
-	for {
+	for ctx.Err() == nil {
 		now := time.Now()
 		since := now.Sub(e.epoch)
 		e.mu.Lock()
@@ -160,6 +169,7 @@ func (e *Engine) fire(due []*Deadline) []*Deadline {
 		e.Flush()
 		due = due[:0]
 	}
+	return due
 }
 
 // deadlineHeap is a 4-ary min-heap of deadlines that know their place.

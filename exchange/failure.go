@@ -24,6 +24,7 @@ const (
 	Denied                         // not identified or not allowed (4.01, GP-23, FP-7)
 	BadOption                      // unprocessable option (4.02, FP-20)
 	NotFound                       // no such resource at the proxy (4.04)
+	Incomplete                     // a block of the request body is missing (4.08, FP-73)
 	MethodNotAllowed               // method not allowed for this group (4.05, GC-70)
 	TooLarge                       // request body too large (4.13, GC-52)
 	TooManyRequests                // this client asks too much (4.29, FP-37)
@@ -40,7 +41,7 @@ const (
 var reasonNames = [...]string{
 	Internal: "internal", BadRequest: "bad_request", TimeoutMissing: "timeout_missing", TokenReused: "token_reused",
 	Denied: "denied", BadOption: "bad_option", NotFound: "not_found", MethodNotAllowed: "method_not_allowed",
-	TooLarge: "too_large", TooManyRequests: "too_many_requests", GroupsDisabled: "groups_disabled",
+	TooLarge: "too_large", Incomplete: "incomplete", TooManyRequests: "too_many_requests", GroupsDisabled: "groups_disabled",
 	Unreachable: "unreachable", BadResponse: "bad_response", Overloaded: "overloaded", NoAnswer: "no_answer",
 	NotProxied: "not_proxied", TimeoutTooShort: "timeout_too_short", HopLimitReached: "hop_limit_reached",
 }

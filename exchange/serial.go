@@ -19,8 +19,8 @@ type Serial struct {
 const maxSerialQueue = 1024
 
 // Do runs now, or keeps what later returns to be run soon; later makes copies
-// of what now only borrows. Do reports false, having done nothing, when too
-// many functions wait already.
+// of what now only borrows, and must not use the Serial itself. Do reports
+// false, having done nothing, when too many functions wait already.
 func (s *Serial) Do(now func(), later func() func()) bool {
 	s.mu.Lock()
 	if s.busy {
