@@ -1,14 +1,18 @@
 package endpoint
 
 import (
+	"bytes"
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -32,8 +36,9 @@ type ClientConfig struct {
 	// KeepType sends a NON request on as NON; otherwise every request is
 	// confirmable (FP-31).
 	KeepType bool
-	// NStart is the number of requests that may be outstanding towards a server
-	// (FP-35, FP-92), never below 1.
+	// NStart is the number of requests that may be outstanding towards a server,
+	// that is without a response or an ACK (RFC 7252 §4.7, FP-35, FP-92); never
+	// below 1.
 	NStart func(server netip.AddrPort) int
 	// Queue bounds the requests waiting for one server (FP-35).
 	Queue int
@@ -41,7 +46,8 @@ type ClientConfig struct {
 	TimeoutCON, TimeoutNON time.Duration
 	// Ports bounds the source ports per address family (FP-91).
 	Ports int
-	// Servers bounds the servers whose Message IDs are remembered.
+	// Servers bounds the servers without outstanding requests that are
+	// remembered, to spare the work of making their acquaintance again.
 	Servers int
 }
 
@@ -57,7 +63,9 @@ type Client struct {
 	closed  bool
 	calls   map[uint64]*call
 	servers *simplelru.LRU[netip.AddrPort, *server]
-	ports   [2][]*Endpoint // IPv4, IPv6
+	busy    map[netip.AddrPort]*server // with outstanding calls and no longer in servers
+	lanes   [2]*idLanes                // IPv4, IPv6
+	ports   [2][]*Endpoint             // IPv4, IPv6
 	tokens  *rand.ChaCha8
 }
 
@@ -65,8 +73,7 @@ type Client struct {
 type server struct {
 	peer        Peer
 	family      int
-	port        int // the one in use
-	spaces      []*idSpace
+	lane        *idLane
 	outstanding int
 	waiting     []*call
 }
@@ -78,18 +85,43 @@ func NewClient(ctx context.Context, config ClientConfig) (*Client, error) {
 	if _, err := crand.Read(seed[:]); err != nil {
 		return nil, fmt.Errorf("seed tokens: %w", err)
 	}
-	c := &Client{config: config, ctx: ctx, calls: make(map[uint64]*call), tokens: rand.NewChaCha8(seed)}
-	servers, err := simplelru.NewLRU[netip.AddrPort, *server](config.Servers, nil)
+	c := &Client{config: config, ctx: ctx, calls: make(map[uint64]*call), busy: make(map[netip.AddrPort]*server),
+		lanes: [2]*idLanes{newIDLanes(), newIDLanes()}, tokens: rand.NewChaCha8(seed)}
+	servers, err := simplelru.NewLRU(config.Servers, func(addr netip.AddrPort, s *server) {
+		if s.outstanding > 0 {
+			c.busy[addr] = s
+		}
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("servers to remember: %w", err)
 	}
 	c.servers = servers
 	return c, nil
 }
 
 // Wait waits until the goroutines of the ports have ended, after the context
-// has.
-func (c *Client) Wait() { c.wg.Wait() }
+// has, and ends what is left of the exchanges. New ones fail from then on.
+func (c *Client) Wait() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.wg.Wait()
+	c.mu.Lock()
+	left := slices.Collect(maps.Values(c.calls))
+	for _, k := range left {
+		delete(c.calls, k.token)
+		k.over.Store(true)
+		k.server.outstanding, k.server.waiting = 0, nil
+	}
+	clear(c.busy)
+	c.mu.Unlock()
+	for _, k := range left {
+		c.config.Engine.Unschedule(&k.deadline)
+		k.end(errClosing)
+	}
+}
+
+var errClosing = &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down"}
 
 // call is one request to one server. Its fields but deadline are guarded by
 // the client's lock until it is taken out of the table: who takes it out owns
@@ -102,10 +134,14 @@ type call struct {
 	// tokenBytes is token as it is sent.
 	tokenBytes [8]byte
 	deadline   exchange.Deadline
-	// request is kept while the call waits for its turn.
+	// request is what waits for its turn.
 	request *wire.Message
-	port    *Endpoint // nil while waiting
-	id      uint16
+	waiting bool
+	// outstanding: it has had its turn and neither a response nor an ACK.
+	outstanding bool
+	over        atomic.Bool // it is out of the table
+	port        *Endpoint   // nil before its turn
+	id          uint16
 }
 
 var _ exchange.Handler = (*Client)(nil)
@@ -120,25 +156,31 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	}
 	k := &call{client: c, sink: w}
 	k.deadline.Fire = k.expire
+	nstart := c.config.NStart(r.Target.Addr)
 	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return exchange.Fail(w, errClosing)
+	}
 	s := c.serverOf(r.Target.Addr)
-	if s.outstanding >= c.config.NStart(r.Target.Addr) && len(s.waiting) >= c.config.Queue {
+	wait := s.outstanding >= nstart
+	if wait && len(s.waiting) >= c.config.Queue {
 		c.mu.Unlock()
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second})
 	}
 	k.server = s
 	k.token = c.newToken()
 	c.calls[k.token] = k
-	if s.outstanding >= c.config.NStart(r.Target.Addr) {
-		k.request = &wire.Message{Type: m.Type, Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}
+	c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(timeout))
+	if wait {
+		k.waiting = true
+		k.request = &wire.Message{Type: m.Type, Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: bytes.Clone(m.Payload)}
 		s.waiting = append(s.waiting, k)
 		c.mu.Unlock()
-		c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(timeout))
 		return k
 	}
 	err := c.begin(k)
 	c.mu.Unlock()
-	c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(timeout))
 	c.send(k, &m, err)
 	return k
 }
@@ -148,12 +190,15 @@ func (c *Client) serverOf(addr netip.AddrPort) *server {
 	if s, ok := c.servers.Get(addr); ok {
 		return s
 	}
-	s := &server{peer: PeerOf(addr)}
-	if addr.Addr().Is6() {
-		s.family = 1
+	s := c.busy[addr]
+	delete(c.busy, addr)
+	if s == nil {
+		s = &server{peer: PeerOf(addr)}
+		if addr.Addr().Is6() {
+			s.family = 1
+		}
+		s.lane = c.lanes[s.family].of(addr)
 	}
-	// A server that has calls is kept by them; losing one from the list costs
-	// the memory of its Message IDs and of its NSTART.
 	c.servers.Add(addr, s)
 	return s
 }
@@ -172,30 +217,25 @@ func (c *Client) newToken() uint64 {
 func (c *Client) begin(k *call) error {
 	s := k.server
 	s.outstanding++
-	now := time.Now()
-	for range c.config.Ports {
-		if s.port == len(s.spaces) {
-			s.spaces = append(s.spaces, newIDSpace())
-		}
-		port, err := c.portOf(s.family, s.port)
-		if err != nil {
-			return err
-		}
-		if id, ok := s.spaces[s.port].take(now); ok {
-			k.port, k.id = port, id
-			return nil
-		}
-		s.port = (s.port + 1) % c.config.Ports
+	k.outstanding = true
+	port, id, ok := s.lane.take(time.Now(), c.config.Ports)
+	if !ok {
+		c.config.Stats.PortsExhausted.Add(1)
+		return &exchange.Failure{Reason: exchange.Overloaded, Detail: "no Message ID is free towards this server", RetryAfter: time.Second}
 	}
-	c.config.Stats.PortsExhausted.Add(1)
-	return &exchange.Failure{Reason: exchange.Overloaded, Detail: "no Message ID is free towards this server", RetryAfter: time.Second}
+	e, err := c.portOf(s.family, port)
+	if err != nil {
+		return err
+	}
+	k.port, k.id = e, id
+	return nil
 }
 
 // portOf opens source ports as they are needed. Called under the lock.
 func (c *Client) portOf(family, i int) (*Endpoint, error) {
 	for len(c.ports[family]) <= i {
 		if c.closed || c.ctx.Err() != nil {
-			return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down"}
+			return nil, errClosing
 		}
 		wildcard := netip.IPv4Unspecified()
 		if family == 1 {
@@ -223,9 +263,18 @@ func (c *Client) send(k *call, m *wire.Message, err error) {
 		binary.BigEndian.PutUint64(k.tokenBytes[:], k.token)
 		m.Token, m.ID = k.tokenBytes[:], k.id
 		err = k.port.Send(k.server.peer, Path{}, m, k)
+		if errors.Is(err, errOutboxFull) {
+			err = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait to be sent", RetryAfter: time.Second, Err: err}
+		}
 	}
-	if err != nil && c.take(k) {
-		k.end(err)
+	if err != nil {
+		if c.take(k) {
+			k.end(err)
+		}
+		return
+	}
+	if k.over.Load() { // while it was being sent: who ended it found nothing to settle
+		k.port.Settle(k.server.peer.Addr, k.id)
 	}
 }
 
@@ -250,22 +299,35 @@ func (c *Client) take(k *call) bool {
 // whose turn has come, if any, with the outcome of begin.
 func (c *Client) remove(k *call) (*call, error) {
 	delete(c.calls, k.token)
-	s := k.server
-	if k.request != nil && k.port == nil {
-		for i, w := range s.waiting {
-			if w == k {
-				s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
-				return nil, nil
-			}
-		}
+	k.over.Store(true)
+	if k.waiting {
+		s := k.server
+		i := slices.Index(s.waiting, k)
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+		return nil, nil
 	}
+	return c.release(k)
+}
+
+// release ends k's being outstanding, called under the lock; it returns what
+// remove does.
+func (c *Client) release(k *call) (*call, error) {
+	if !k.outstanding {
+		return nil, nil
+	}
+	k.outstanding = false
+	s := k.server
 	s.outstanding--
 	if len(s.waiting) == 0 {
+		if s.outstanding == 0 && len(c.busy) > 0 {
+			delete(c.busy, s.peer.Addr)
+		}
 		return nil, nil
 	}
 	next := s.waiting[0]
 	s.waiting[0] = nil
 	s.waiting = s.waiting[1:]
+	next.waiting = false
 	return next, c.begin(next)
 }
 
@@ -320,8 +382,20 @@ func (k *call) expire(time.Time) {
 	}
 }
 
-// Acknowledged implements Watcher: the response will come separately.
-func (k *call) Acknowledged(uint16) {}
+// Acknowledged implements Watcher: the response will come separately, and the
+// next request need not wait for it (RFC 7252 §4.7).
+func (k *call) Acknowledged(uint16) {
+	if k.over.Load() {
+		return
+	}
+	c := k.client
+	c.mu.Lock()
+	next, err := c.release(k)
+	c.mu.Unlock()
+	if next != nil {
+		c.send(next, next.request, err)
+	}
+}
 
 // Failed implements Watcher.
 func (k *call) Failed(_ uint16, err error) {

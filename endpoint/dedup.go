@@ -51,14 +51,33 @@ func keyOf(peer netip.AddrPort, id uint16) messageKey {
 	return k
 }
 
+// receivedKey is the key of a received message. To a peer, each address of a
+// wildcard connection is an endpoint of its own, with Message IDs of its own
+// (RFC 7252 §4.4).
+func receivedKey(peer netip.AddrPort, local netip.Addr, id uint16) messageKey {
+	k := keyOf(peer, id)
+	switch {
+	case local.Is4():
+		a := local.As4()
+		k.zone ^= uint64(binary.BigEndian.Uint32(a[:]))
+	case local.IsValid():
+		a := local.As16()
+		k.zone ^= maphash.Bytes(zoneSeed, a[:])
+	}
+	return k
+}
+
+// lifetime is a queue of remembered messages that leave in the order they came.
 type lifetime uint8
 
 const (
-	shortly    lifetime = iota // finished idempotent requests
-	nonLife                    // non-idempotent NON requests, NON responses
-	conLife                    // non-idempotent CON requests, CON responses
-	lifetimes  = 3
-	unfinished = lifetimes // idempotent requests under way are in no queue
+	shortly     lifetime = iota // finished idempotent requests
+	nonRequest                  // non-idempotent NON requests
+	conRequest                  // non-idempotent CON requests
+	nonResponse                 // NON responses
+	conResponse                 // CON responses
+	lifetimes   = iota
+	unqueued    = lifetimes // requests under way that are in no queue
 )
 
 // handle names a remembered message: its place in the slab.
@@ -75,17 +94,29 @@ type remembered struct {
 	flags   dedupFlags
 }
 
+// span is how long a peer may repeat a message (RFC 7252 §4.8.2).
+func span(confirmable bool) time.Duration {
+	if confirmable {
+		return ExchangeLifetime
+	}
+	return NonLifetime
+}
+
 type dedupFlags uint8
 
 const (
-	flagDone    dedupFlags = 1 << iota // answered
-	flagAcked                          // an empty ACK was sent
-	flagRefused                        // a RST was sent
+	flagDone     dedupFlags = 1 << iota // answered
+	flagAcked                           // an empty ACK was sent
+	flagRefused                         // a RST was sent
+	flagOutdated                        // the key belongs to a newer message
 )
 
 // dedup remembers received messages. Each lifetime is constant, so entries
 // leave in the order they came and nothing is ever scanned. A handle is good
 // until the entry is forgotten, which is never before the request is finished.
+//
+// Requests under way are bounded by whoever carries them out, everything else
+// by the limits.
 type dedup struct {
 	limits DedupLimits
 	stats  *Stats
@@ -112,16 +143,13 @@ func newDedup(limits DedupLimits, stats *Stats) *dedup {
 	return d
 }
 
-// lifetimeOf sorts requests by FP-90.
-func lifetimeOf(method codes.Code, confirmable bool) lifetime {
+// isIdempotent sorts requests by FP-90; it is false for unknown methods.
+func isIdempotent(method codes.Code) bool {
 	switch method {
 	case codes.GET, codes.PUT, codes.DELETE, wire.FETCH, wire.IPATCH:
-		return unfinished
+		return true
 	}
-	if confirmable {
-		return conLife
-	}
-	return nonLife
+	return false
 }
 
 type dedupVerdict uint8
@@ -138,43 +166,46 @@ type earlier struct {
 	reply []byte // what a repeated CON request gets; nil: an empty ACK or nothing
 }
 
-// begin remembers a request, or says what is remembered of it.
-func (d *dedup) begin(key messageKey, life lifetime, now time.Time) (handle, earlier, dedupVerdict) {
+// begin remembers a request, or says what is remembered of it. A message that
+// outlasts the lifetime of its Message ID is no longer taken for a repetition,
+// even if the request it repeats the ID of is still under way.
+func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, now time.Time) (handle, earlier, dedupVerdict) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := now.Sub(d.epoch)
 	d.expire(int64(at))
 	if h, ok := d.table[key]; ok {
 		m := &d.slab[h]
-		return none, earlier{m.flags, m.reply}, duplicate
+		if m.expires > int64(at) {
+			return none, earlier{m.flags, m.reply}, duplicate
+		}
+		m.flags |= flagOutdated
+		delete(d.table, key)
 	}
-	if life == unfinished {
+	if isIdempotent(method) {
 		h := d.place(key)
-		d.slab[h].life = unfinished
+		d.slab[h].life, d.slab[h].expires = unqueued, int64(at+span(confirmable))
 		return h, earlier{}, fresh
 	}
-	non, con := &d.queues[nonLife], &d.queues[conLife]
+	non, con := &d.queues[nonRequest], &d.queues[conRequest]
 	if non.count+con.count >= d.limits.NonIdempotent || non.bytes+con.bytes >= d.limits.ReplyBytes {
 		return none, earlier{}, refused
 	}
-	h := d.place(key)
-	d.push(life, h, at+lifetimeSpan(life))
-	return h, earlier{}, fresh
-}
-
-func lifetimeSpan(life lifetime) time.Duration {
-	if life == conLife {
-		return ExchangeLifetime
+	life := nonRequest
+	if confirmable {
+		life = conRequest
 	}
-	return NonLifetime
+	h := d.place(key)
+	d.push(life, h, at+span(confirmable))
+	return h, earlier{}, fresh
 }
 
 // beginResponse remembers a received response for the lifetime of its Message
 // ID, forgetting the oldest when the table is full (GC-16).
 func (d *dedup) beginResponse(key messageKey, confirmable bool, now time.Time) (_ handle, old earlier, seen bool) {
-	life := nonLife
+	life := nonResponse
 	if confirmable {
-		life = conLife
+		life = conResponse
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -183,13 +214,13 @@ func (d *dedup) beginResponse(key messageKey, confirmable bool, now time.Time) (
 	if h, ok := d.table[key]; ok {
 		return none, earlier{d.slab[h].flags, nil}, true
 	}
-	for d.queues[life].count >= d.limits.Idempotent {
-		d.forget(life)
+	for d.queues[life].count >= max(d.limits.Idempotent, 1) {
+		d.drop(d.pop(life))
 		d.stats.DedupEvicted.Add(1)
 	}
 	h := d.place(key)
 	d.slab[h].flags = flagDone
-	d.push(life, h, at+lifetimeSpan(life))
+	d.push(life, h, at+span(confirmable))
 	return h, earlier{}, false
 }
 
@@ -213,28 +244,35 @@ func (d *dedup) finish(h handle, reply []byte) {
 	defer d.mu.Unlock()
 	m := &d.slab[h]
 	m.flags |= flagDone
+	if m.life == unqueued && m.expires <= int64(now) {
+		d.drop(h)
+		return
+	}
 	if reply != nil {
 		m.reply = append([]byte(nil), reply...)
 	}
-	if m.life != unfinished {
+	if m.life != unqueued {
 		d.queues[m.life].bytes += len(m.reply)
 		return
 	}
 	d.push(shortly, h, now+d.limits.Shortly)
 	for q := &d.queues[shortly]; q.count > d.limits.Idempotent || q.bytes > d.limits.ReplyBytes; {
-		d.forget(shortly)
+		d.drop(d.pop(shortly))
 		d.stats.DedupEvicted.Add(1)
 	}
 }
 
-// expire forgets what is old. A non-idempotent request that is still being
-// carried out when its time is over stays until it is finished, and holds up
-// those behind it.
+// expire forgets what is old. A request that is still being carried out when
+// its time is over only leaves its queue, so that it holds up nobody, and is
+// forgotten when it is finished.
 func (d *dedup) expire(now int64) {
 	for life := range lifetime(lifetimes) {
 		q := &d.queues[life]
-		for q.first != none && d.slab[q.first].expires <= now && d.slab[q.first].flags&flagDone != 0 {
-			d.forget(life)
+		for q.first != none && d.slab[q.first].expires <= now {
+			h := d.pop(life)
+			if d.slab[h].flags&flagDone != 0 {
+				d.drop(h)
+			}
 		}
 	}
 }
@@ -266,8 +304,8 @@ func (d *dedup) push(life lifetime, h handle, expires time.Duration) {
 	q.bytes += len(m.reply)
 }
 
-// forget drops the first of a queue.
-func (d *dedup) forget(life lifetime) {
+// pop takes the first one out of a queue.
+func (d *dedup) pop(life lifetime) handle {
 	q := &d.queues[life]
 	h := q.first
 	m := &d.slab[h]
@@ -276,7 +314,16 @@ func (d *dedup) forget(life lifetime) {
 	}
 	q.count--
 	q.bytes -= len(m.reply)
-	delete(d.table, m.key)
+	m.life, m.next = unqueued, none
+	return h
+}
+
+// drop forgets an entry that is in no queue.
+func (d *dedup) drop(h handle) {
+	m := &d.slab[h]
+	if m.flags&flagOutdated == 0 {
+		delete(d.table, m.key)
+	}
 	m.reply, m.next = nil, d.free
 	d.free = h
 }

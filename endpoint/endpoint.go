@@ -35,22 +35,6 @@ type ResponseHandler interface {
 	HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool
 }
 
-// Watcher waits for what becomes of a message that was sent.
-type Watcher interface {
-	// Acknowledged is called when an ACK for the message arrived.
-	Acknowledged(id uint16)
-	// Failed is called when the message was reset (ErrReset), never
-	// acknowledged (ErrNoAck) or could not be delivered (ErrUndeliverable).
-	Failed(id uint16, err error)
-}
-
-// What can become of a message.
-var (
-	ErrReset         = errors.New("reset by peer")
-	ErrNoAck         = errors.New("not acknowledged")
-	ErrUndeliverable = errUndeliverable
-)
-
 // Config says what an Endpoint is made of.
 type Config struct {
 	Conn   PacketConn
@@ -85,12 +69,6 @@ type Endpoint struct {
 
 	seed maphash.Seed
 	ids  [idSequences]idSequence
-}
-
-type pending struct {
-	watcher Watcher
-	// t is nil for a message that is not retransmitted.
-	t *transmission
 }
 
 // Message IDs towards clients come from a fixed number of sequences, chosen by
@@ -153,7 +131,7 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 // receive handles one datagram.
 func (e *Endpoint) receive(d *Datagram, m *wire.Message, now time.Time) {
 	if d.Undeliverable != nil {
-		e.undeliverable(d, m)
+		e.undeliverable(d)
 		return
 	}
 	err := m.Decode(d.Data)
@@ -208,21 +186,32 @@ func (e *Endpoint) ack(peer Peer, path Path, id uint16) {
 	_ = e.out.put(peer, path, &wire.Message{Type: message.Acknowledgement, ID: id}, nil)
 }
 
+// acknowledged handles an ACK, which is Empty or carries a response; any other
+// is rejected, which means ignored (RFC 7252 §4.2).
 func (e *Endpoint) acknowledged(d *Datagram, m *wire.Message) {
-	p, ok := e.settle(d.Peer.Addr, m.ID, true)
+	var p pending
+	ok := m.Code == codes.Empty || wire.IsResponse(m.Code)
+	if ok {
+		p, ok = e.settle(d.Peer.Addr, m.ID, true)
+	}
 	if !ok {
 		e.Stats.Ignored.Add(1)
 		return
 	}
-	p.watcher.Acknowledged(m.ID)
-	if m.Code != codes.Empty && wire.IsResponse(m.Code) && e.Responses != nil {
+	if m.Code != codes.Empty && e.Responses != nil {
 		e.Responses.HandleResponse(e, d.Peer, m)
 	}
+	p.watcher.Acknowledged(m.ID)
 }
 
+// reset handles a RST, which is always Empty (RFC 7252 §4.2).
 func (e *Endpoint) reset(d *Datagram, m *wire.Message) {
-	p, ok := e.settle(d.Peer.Addr, m.ID, false)
-	if !ok || m.Code != codes.Empty {
+	var p pending
+	ok := m.Code == codes.Empty
+	if ok {
+		p, ok = e.settle(d.Peer.Addr, m.ID, false)
+	}
+	if !ok {
 		e.Stats.Ignored.Add(1)
 		return
 	}
@@ -242,8 +231,8 @@ func (e *Endpoint) request(d *Datagram, m *wire.Message, now time.Time) {
 		return
 	}
 	confirmable := m.Type == message.Confirmable
-	key := keyOf(d.Peer.Addr, m.ID)
-	entry, old, verdict := e.dedup.begin(key, lifetimeOf(m.Code, confirmable), now)
+	key := receivedKey(d.Peer.Addr, d.Path.Local, m.ID)
+	entry, old, verdict := e.dedup.begin(key, m.Code, confirmable, now)
 	if verdict == duplicate {
 		e.Stats.Duplicates.Add(1)
 		switch {
@@ -258,7 +247,7 @@ func (e *Endpoint) request(d *Datagram, m *wire.Message, now time.Time) {
 	rx := &e.rx
 	*rx = Reception{endpoint: e, Peer: d.Peer, Path: d.Path, Now: now, entry: entry}
 	switch {
-	case verdict == refused:
+	case verdict == refused: // FP-90
 		e.Stats.DedupFull.Add(1)
 		rx.refuse(m, codes.ServiceUnavailable, "too many requests remembered")
 	case len(m.Token) > e.MaxToken:
@@ -288,7 +277,7 @@ func (e *Endpoint) response(d *Datagram, m *wire.Message, now time.Time) {
 	if confirmable || e.DedupResponses {
 		var old earlier
 		var seen bool
-		if entry, old, seen = e.dedup.beginResponse(keyOf(d.Peer.Addr, m.ID), confirmable, now); seen {
+		if entry, old, seen = e.dedup.beginResponse(receivedKey(d.Peer.Addr, d.Path.Local, m.ID), confirmable, now); seen {
 			e.Stats.Duplicates.Add(1)
 			switch {
 			case old.flags&flagRefused != 0:
@@ -310,62 +299,6 @@ func (e *Endpoint) response(d *Datagram, m *wire.Message, now time.Time) {
 	}
 }
 
-// undeliverable handles a message of our own that came back.
-func (e *Endpoint) undeliverable(d *Datagram, m *wire.Message) {
-	e.Stats.Undeliverable.Add(1)
-	if m.Decode(d.Data) != nil {
-		return
-	}
-	if p, ok := e.settle(d.Peer.Addr, m.ID, false); ok {
-		p.watcher.Failed(m.ID, ErrUndeliverable)
-	}
-}
-
-// sendFailed handles a message that the kernel refused to send. It runs under
-// the lock of writes, so the watcher learns it on the engine's goroutine.
-func (e *Endpoint) sendFailed(d *Datagram, err error) {
-	if len(d.Data) < 4 {
-		return
-	}
-	id := uint16(d.Data[2])<<8 | uint16(d.Data[3])
-	e.mu.Lock()
-	p, ok := e.pending[keyOf(d.Peer.Addr, id)]
-	e.mu.Unlock()
-	if !ok {
-		return
-	}
-	later := &exchange.Deadline{}
-	peer := d.Peer.Addr
-	later.Fire = func(time.Time) {
-		if q, ok := e.settle(peer, id, false); ok && q == p {
-			p.watcher.Failed(id, errors.Join(ErrUndeliverable, err))
-		}
-	}
-	e.Engine.Schedule(later, time.Now())
-}
-
-// settle takes the message out of what waits, and stops its retransmission.
-// onlyConfirmable leaves a message that cannot be acknowledged where it is.
-func (e *Endpoint) settle(peer netip.AddrPort, id uint16, onlyConfirmable bool) (pending, bool) {
-	key := keyOf(peer, id)
-	e.mu.Lock()
-	p, ok := e.pending[key]
-	if !ok || onlyConfirmable && p.t == nil {
-		e.mu.Unlock()
-		return pending{}, false
-	}
-	delete(e.pending, key)
-	e.mu.Unlock()
-	if p.t != nil {
-		e.Engine.Unschedule(&p.t.deadline)
-	}
-	return p, true
-}
-
-// Settle stops waiting for an ACK or RST of the message: its watcher is not
-// called any more, unless it is being called right now.
-func (e *Endpoint) Settle(peer netip.AddrPort, id uint16) { e.settle(peer, id, false) }
-
 // NextID returns the next Message ID towards a client.
 func (e *Endpoint) NextID(peer netip.AddrPort) uint16 {
 	s := &e.ids[maphash.Comparable(e.seed, peer)%idSequences]
@@ -377,72 +310,4 @@ func (e *Endpoint) NextID(peer netip.AddrPort) uint16 {
 		}
 	}
 	return uint16(n)
-}
-
-// Send sends a message whose type, Message ID and Token are set. A confirmable
-// one is retransmitted until it is acknowledged, reset or given up; w learns
-// which. For a non-confirmable one w, if not nil, learns of a RST until Settle.
-func (e *Endpoint) Send(peer Peer, path Path, m *wire.Message, w Watcher) error {
-	if w == nil {
-		return e.out.put(peer, path, m, nil)
-	}
-	key := keyOf(peer.Addr, m.ID)
-	p := pending{watcher: w}
-	if m.Type == message.Confirmable {
-		p.t = &transmission{endpoint: e, peer: peer, path: path, id: m.ID, timeout: e.Params.initialTimeout()}
-		p.t.deadline.Fire = p.t.expire
-	}
-	e.mu.Lock()
-	e.pending[key] = p
-	e.mu.Unlock()
-	err := e.out.put(peer, path, m, func(encoded []byte) {
-		if p.t != nil {
-			p.t.encoded = append([]byte(nil), encoded...)
-		}
-	})
-	if err != nil {
-		e.Settle(peer.Addr, m.ID)
-		return err
-	}
-	if p.t != nil {
-		e.Engine.Schedule(&p.t.deadline, time.Now().Add(p.t.timeout))
-	}
-	return nil
-}
-
-// transmission is a confirmable message on its way (RFC 7252 §4.2).
-type transmission struct {
-	endpoint *Endpoint
-	deadline exchange.Deadline
-	peer     Peer
-	path     Path
-	id       uint16
-	encoded  []byte
-	timeout  time.Duration // doubles each time
-	repeats  int
-}
-
-func (t *transmission) expire(now time.Time) {
-	e := t.endpoint
-	key := keyOf(t.peer.Addr, t.id)
-	e.mu.Lock()
-	p, ok := e.pending[key]
-	ok = ok && p.t == t
-	last := t.repeats >= e.Params.MaxRetransmit
-	if ok && last {
-		delete(e.pending, key)
-	}
-	e.mu.Unlock()
-	switch {
-	case !ok:
-	case last:
-		e.Stats.Timeouts.Add(1)
-		p.watcher.Failed(t.id, ErrNoAck)
-	default:
-		t.repeats++
-		t.timeout *= 2
-		e.Stats.Retransmissions.Add(1)
-		_ = e.out.putBytes(t.peer, t.path, t.encoded)
-		e.Engine.Schedule(&t.deadline, now.Add(t.timeout))
-	}
 }

@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 
@@ -25,10 +26,15 @@ type Reception struct {
 // Endpoint is the message layer that received the request.
 func (rx *Reception) Endpoint() *Endpoint { return rx.endpoint }
 
-// refuse answers a request that never reached the handler.
+// refuse answers a request that never reached the handler; one that was sent to
+// a group gets no error (GC-95).
 func (rx *Reception) refuse(m *wire.Message, code codes.Code, text string) {
 	var in Incoming
 	in.Accept(rx, m)
+	if rx.Path.Local.IsMulticast() {
+		in.Finish()
+		return
+	}
 	in.Respond(&wire.Message{Code: code, Payload: []byte(text)}, message.NonConfirmable, nil)
 }
 
@@ -36,7 +42,9 @@ func (rx *Reception) refuse(m *wire.Message, code codes.Code, text string) {
 // handler owns it from Accept on and finishes it once, with Respond or Finish;
 // before that it may Ack. It is safe for concurrent use.
 type Incoming struct {
-	Peer        Peer
+	Peer Peer
+	// Path is the way back: of a request that was sent to a group, it leaves
+	// the choice of the source address to the routing table (RFC 7252 §8.2).
 	Path        Path
 	Confirmable bool
 	Token       []byte // owned
@@ -51,11 +59,15 @@ type Incoming struct {
 	finished bool
 }
 
-// Accept fills in from the reception.
+// Accept fills in from the reception. An Incoming is accepted into once and not
+// copied afterwards.
 func (in *Incoming) Accept(rx *Reception, m *wire.Message) {
 	in.Peer, in.Path, in.Confirmable = rx.Peer, rx.Path, m.Type == message.Confirmable
 	in.endpoint, in.entry, in.id = rx.endpoint, rx.entry, m.ID
 	in.Token = append(in.inline[:0], m.Token...)
+	if in.Path.Local.IsMulticast() {
+		in.Path.Local = netip.Addr{}
+	}
 }
 
 // Endpoint is the message layer the request came through.
@@ -80,14 +92,11 @@ func (in *Incoming) AckLater() {
 // separate one (RFC 7252 §5.2.2).
 func (in *Incoming) Ack() {
 	in.mu.Lock()
-	done := in.acked || in.finished || !in.Confirmable
-	if !done {
-		in.acked = true
-	}
-	in.mu.Unlock()
-	if done {
+	defer in.mu.Unlock() // the entry is good until finished is set
+	if in.acked || in.finished || !in.Confirmable {
 		return
 	}
+	in.acked = true
 	if in.entry != none {
 		in.endpoint.dedup.acknowledged(in.entry)
 	}
@@ -108,7 +117,9 @@ func (in *Incoming) Respond(m *wire.Message, separate message.Type, w Watcher) {
 		m.Type, m.ID = message.Acknowledgement, in.id
 		err := e.out.put(in.Peer, in.Path, m, func(encoded []byte) { in.forget(encoded) })
 		if err != nil {
-			in.forget(nil)
+			// Lost for want of room, and still there for a repeated request.
+			encoded, _ := m.Append(nil)
+			in.forget(encoded)
 		}
 		return
 	}

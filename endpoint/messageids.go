@@ -1,11 +1,13 @@
 package endpoint
 
 import (
+	"hash/maphash"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 )
 
-// idSpace hands out the Message IDs of one source port towards one server. An
+// idSpace hands out the Message IDs of one source port towards some servers. An
 // ID is not used again within EXCHANGE_LIFETIME (RFC 7252 §4.4): the space is
 // watched in segments, and a segment may be entered when its last use is old
 // enough.
@@ -33,4 +35,39 @@ func (s *idSpace) take(now time.Time) (uint16, bool) {
 	s.used[segment] = now
 	s.next++
 	return id, true
+}
+
+// idLane is the Message IDs towards all servers with the same hash, on every
+// source port of the pool. It is never forgotten, however many servers there
+// are, and to each of them the IDs only grow.
+type idLane struct {
+	port   int // the one in use
+	spaces []*idSpace
+}
+
+// take returns the next ID of the lane and the source port it belongs to, going
+// on to the next one of so many ports when one has used all its IDs (FP-91).
+func (l *idLane) take(now time.Time, ports int) (port int, id uint16, ok bool) {
+	for range ports {
+		if l.port == len(l.spaces) {
+			l.spaces = append(l.spaces, newIDSpace())
+		}
+		if id, ok := l.spaces[l.port].take(now); ok {
+			return l.port, id, true
+		}
+		l.port = (l.port + 1) % ports
+	}
+	return 0, 0, false
+}
+
+// idLanes chooses the lane of a server.
+type idLanes struct {
+	seed  maphash.Seed
+	lanes [1024]idLane
+}
+
+func newIDLanes() *idLanes { return &idLanes{seed: maphash.MakeSeed()} }
+
+func (l *idLanes) of(server netip.AddrPort) *idLane {
+	return &l.lanes[maphash.Comparable(l.seed, server)%uint64(len(l.lanes))]
 }

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"errors"
+	"net"
 	"os"
 	"sync"
 
@@ -96,7 +97,7 @@ func (o *outbox) Flush() {
 		if err == nil || len(rest) == 0 {
 			continue
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 			o.stats.SendDropped.Add(uint64(len(rest)))
 			break
 		}

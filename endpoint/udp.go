@@ -58,6 +58,11 @@ const maxDatagram = 4 << 10
 // writeWait is how long a write waits for room in the socket buffer.
 const writeWait = 50 * time.Millisecond
 
+// maxEchoes is how often in a row a datagram that the kernel did not take for
+// an ICMP error is tried again: most often the error is that of an earlier
+// datagram, possibly to another peer, and then it is not told again.
+const maxEchoes = 4
+
 // ListenUDP opens a UDP socket on the address; its port may be 0.
 func ListenUDP(ctx context.Context, local netip.AddrPort, o UDPOptions) (*UDPConn, error) {
 	network := "udp4"
@@ -172,21 +177,30 @@ func (u *UDPConn) Close() error { return u.conn.Close() }
 func (u *UDPConn) ReadBatch(batch []Datagram) (int, error) {
 	for {
 		n, err := u.batch.ReadBatch(u.in[:min(len(batch), len(u.in))], 0)
-		if err != nil {
-			if !u.errors || !isICMP(err) {
+		switch {
+		case err == nil:
+			for i := range n {
+				u.fill(&batch[i], &u.in[i])
+			}
+			return n, nil
+		case !u.errors:
+			return 0, err
+		case errors.Is(err, os.ErrDeadlineExceeded): // see noticeErrors
+			if err := u.conn.SetReadDeadline(time.Time{}); err != nil {
 				return 0, err
 			}
-			if n := u.readErrors(batch); n > 0 {
-				return n, nil
-			}
-			continue
+		case !isICMP(err):
+			return 0, err
 		}
-		for i := range n {
-			u.fill(&batch[i], &u.in[i])
+		if n := u.readErrors(batch); n > 0 {
+			return n, nil
 		}
-		return n, nil
 	}
 }
+
+// noticeErrors makes the reader look at the error queue. The kernel tells of
+// an ICMP error once: when sending was told, a reader that waits is not.
+func (u *UDPConn) noticeErrors() { _ = u.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 func (u *UDPConn) fill(d *Datagram, m *ipv4.Message) {
 	from, _ := m.Addr.(*net.UDPAddr)
@@ -281,7 +295,7 @@ func (u *UDPConn) WriteBatch(batch []Datagram) (int, error) {
 			m.OOB = appendPath(d.Path)
 		}
 	}
-	sent, again := 0, true
+	sent, echoes := 0, 0
 	for sent < len(batch) {
 		n, err := u.batch.WriteBatch(u.out[sent:len(batch)], unix.MSG_DONTWAIT)
 		if errors.Is(err, unix.EAGAIN) {
@@ -289,14 +303,15 @@ func (u *UDPConn) WriteBatch(batch []Datagram) (int, error) {
 		}
 		if n > 0 {
 			sent += n
-			again = true
+			echoes = 0
 		}
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.ENOBUFS):
 			return sent, os.ErrDeadlineExceeded
-		case u.errors && isICMP(err) && again:
-			again = false // may be the echo of an earlier datagram: once more
+		case u.errors && isICMP(err) && echoes < maxEchoes:
+			echoes++
+			u.noticeErrors()
 		default:
 			return sent, err
 		}

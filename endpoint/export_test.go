@@ -1,0 +1,84 @@
+package endpoint
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Pending is how many messages wait for their fate.
+func (e *Endpoint) Pending() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.pending)
+}
+
+// Remembered is how many received messages are remembered, and for how many
+// there is room.
+func (e *Endpoint) Remembered() (entries, slab int) {
+	e.dedup.mu.Lock()
+	defer e.dedup.mu.Unlock()
+	return len(e.dedup.table), len(e.dedup.slab)
+}
+
+// Load is the size of the tables of a client: calls that run, requests that
+// are outstanding or wait, servers with any of those that are in no other
+// table, and messages of its ports that wait for their fate.
+func (c *Client) Load() (calls, outstanding, waiting, busy, pending int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.servers.Values() {
+		outstanding += s.outstanding
+		waiting += len(s.waiting)
+	}
+	for _, s := range c.busy {
+		outstanding += s.outstanding
+		waiting += len(s.waiting)
+	}
+	for _, family := range c.ports {
+		for _, e := range family {
+			pending += e.Pending()
+		}
+	}
+	return len(c.calls), outstanding, waiting, len(c.busy), pending
+}
+
+// SkipMessageIDs uses up IDs towards clients, as if so many messages had been
+// sent to all of them.
+func (e *Endpoint) SkipMessageIDs(n uint32) {
+	for i := range e.ids {
+		e.ids[i].next.Add(n)
+	}
+}
+
+// UseMessageIDs uses up IDs towards a server, as if so many requests had been
+// sent to it.
+func (c *Client) UseMessageIDs(server netip.AddrPort, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range n {
+		c.serverOf(server).lane.take(time.Now(), c.config.Ports)
+	}
+}
+
+// Ports is the number of source ports that are open.
+func (c *Client) Ports() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.ports[0]) + len(c.ports[1])
+}
+
+// Stuff fills the send queues of all ports, and returns a function that
+// empties them.
+func (c *Client) Stuff() func() {
+	set := func(queue []Datagram) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, e := range c.ports[0] {
+			e.out.mu.Lock()
+			e.out.queue = queue
+			e.out.mu.Unlock()
+		}
+	}
+	set(make([]Datagram, outboxLimit))
+	return func() { set(nil) }
+}
