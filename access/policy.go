@@ -37,6 +37,7 @@ type network struct {
 
 type group struct {
 	Group
+	rate *rate.Limiter // nil: no limit
 }
 
 // client is a Client with its running state; it is Identity.Permissions.
@@ -55,12 +56,21 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 	p := &Policy{next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
 	byName := make(map[string]*group)
 	for _, g := range config.Groups {
-		kept := &group{g}
+		kept := &group{Group: g, rate: limiter(g.Rate, g.Burst)}
 		byName[g.Name] = kept
 		if g.Addr.IsValid() {
 			p.groups[unzoned(g.Addr)] = kept
 		} else {
 			p.named[hostPort{g.Host, g.Port}] = kept
+		}
+	}
+	for i := range config.Groups {
+		g := byName[config.Groups[i].Name]
+		for _, addr := range g.Addrs {
+			at := unzoned(netip.AddrPortFrom(addr, g.Port))
+			if p.groups[at] == nil { // the group that is configured by its address comes first
+				p.groups[at] = g
+			}
 		}
 	}
 	for _, c := range config.Clients {
@@ -75,12 +85,8 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 				}
 			}
 		}
-		if config.GroupRate > 0 {
-			kept.groupRate = rate.NewLimiter(rate.Limit(config.GroupRate), config.GroupBurst)
-		}
-		if config.RequestRate > 0 {
-			kept.rate = rate.NewLimiter(rate.Limit(config.RequestRate), config.RequestBurst)
-		}
+		kept.groupRate = limiter(config.GroupRate, config.GroupBurst)
+		kept.rate = limiter(config.RequestRate, config.RequestBurst)
 		for _, prefix := range c.Networks {
 			p.networks = append(p.networks, network{prefix.Masked(), kept})
 		}
@@ -88,6 +94,17 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 	slices.SortStableFunc(p.networks, func(a, b network) int { return b.prefix.Bits() - a.prefix.Bits() })
 	return p
 }
+
+// limiter returns nil for a rate of 0, which is no limit.
+func limiter(perSecond float64, burst int) *rate.Limiter {
+	if perSecond <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(perSecond), burst)
+}
+
+// exceeds takes one from a limiter and reports whether there was none.
+func exceeds(l *rate.Limiter, now time.Time) bool { return l != nil && !l.AllowN(now, 1) }
 
 func unzoned(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().WithZone(""), a.Port())
@@ -143,7 +160,7 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	if !ok {
 		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified")) // GP-23, FP-85
 	}
-	if c.rate != nil && !c.rate.AllowN(r.Arrival, 1) {
+	if exceeds(c.rate, r.Arrival) {
 		return exchange.Fail(w, tooMany(c.rate))
 	}
 	if r.Target.Group {
@@ -163,31 +180,42 @@ func tooMany(l *rate.Limiter) *exchange.Failure {
 // group checks a group request (GP-23).
 func (p *Policy) group(r *exchange.Request, w exchange.Sink, c *client) exchange.Canceler {
 	protected := wire.Has(r.Options, wire.OSCORE)
-	check := func(addr netip.AddrPort) (string, *exchange.Failure) {
+	check := func(addr netip.AddrPort) (*group, *exchange.Failure) {
 		g := p.groupOf(r.Target.Host, addr)
 		switch {
 		case g == nil, c.groups != nil && !c.groups[g]:
-			return "", exchange.Failf(exchange.Denied, "group not allowed")
+			return nil, exchange.Failf(exchange.Denied, "group not allowed")
 		case addr.Addr().Is6() && addr.Addr().As16()[1]&0x0f > p.config.MaxScope: // GC-5
-			return "", exchange.Failf(exchange.Denied, "multicast scope not allowed")
+			return nil, exchange.Failf(exchange.Denied, "multicast scope not allowed")
 		case protected && !g.Protected: // GC-92
-			return "", exchange.Failf(exchange.Denied, "protected group requests are not allowed")
+			return nil, exchange.Failf(exchange.Denied, "protected group requests are not allowed")
 		case !protected && !(slices.Contains(g.Methods, r.Method) && (c.Methods == nil || slices.Contains(c.Methods, r.Method))):
-			return "", exchange.Failf(exchange.MethodNotAllowed, "method not allowed for this group") // GC-70
+			return nil, exchange.Failf(exchange.MethodNotAllowed, "method not allowed for this group") // GC-70
 		}
-		return g.Name, nil
+		return g, nil
 	}
-	var f *exchange.Failure
-	if r.Target.GroupName, f = check(r.Target.Addr); f != nil {
+	g, f := check(r.Target.Addr)
+	if f != nil {
 		return exchange.Fail(w, f)
 	}
+	r.Target.GroupName = g.Name
 	for i := range r.Target.Also {
-		if r.Target.Also[i].Name, f = check(r.Target.Also[i].Addr); f != nil {
+		also, f := check(r.Target.Also[i].Addr)
+		if f != nil {
 			return exchange.Fail(w, f)
 		}
+		r.Target.Also[i].Name = also.Name
 	}
-	if c.groupRate != nil && !c.groupRate.AllowN(r.Arrival, 1) {
+	if exceeds(c.groupRate, r.Arrival) {
 		return exchange.Fail(w, tooMany(c.groupRate))
+	}
+	if exceeds(g.rate, r.Arrival) {
+		return exchange.Fail(w, tooMany(g.rate))
+	}
+	for _, a := range r.Target.Also {
+		if also := p.groupOf(r.Target.Host, a.Addr); also != g && exceeds(also.rate, r.Arrival) {
+			return exchange.Fail(w, tooMany(also.rate))
+		}
 	}
 	if !c.AllowNoResponseZero {
 		r.Options = withoutNoResponseZero(r.Options)

@@ -66,6 +66,13 @@ type Group struct {
 	Addr netip.AddrPort
 	Host string
 	Port uint16
+	// Addrs are addresses that Host is known to stand for: a request to one of
+	// them is a request to this group, too (GC-2).
+	Addrs []netip.Addr
+	// Rate is the requests per second to this group by all clients together, 0
+	// for no limit, with its burst (GP-113).
+	Rate  float64
+	Burst int
 	// Methods allowed (GC-70).
 	Methods []codes.Code
 	// MaxTimeout bounds T' (GP-29).
