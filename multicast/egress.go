@@ -37,7 +37,10 @@ type Open func(ctx context.Context, local netip.AddrPort, m endpoint.MulticastOp
 
 // open makes the egress for a way. Called under the lock.
 func (l *Leg) open(w way) (*egress, error) {
-	iface, err := net.InterfaceByName(w.iface)
+	if l.closed {
+		return nil, net.ErrClosed
+	}
+	iface, err := l.config.Interface(w.iface)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", w.iface, err)
 	}
@@ -54,6 +57,7 @@ func (l *Leg) open(w way) (*egress, error) {
 	e := &egress{way: w, stop: stop, freed: newFreedTokens(l.config.ReuseList)}
 	e.endpoint = endpoint.New(endpoint.Config{Conn: conn, Engine: l.config.Engine, Responses: l, Params: endpoint.DefaultParams(),
 		Dedup: l.config.Dedup, DedupResponses: true, Stats: l.config.EndpointStats, Log: l.config.Log})
+	l.ports[e.endpoint] = e
 	l.wg.Add(1)
 	go func() {
 		defer l.wg.Done()
@@ -138,6 +142,7 @@ func (l *Leg) release(e *egress, token uint64) {
 		delete(l.egress, e.way)
 	}
 	if e.retired && e.users == 0 {
+		delete(l.ports, e.endpoint)
 		e.stop()
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -23,8 +24,11 @@ import (
 type Config struct {
 	Engine *exchange.Engine
 	Open   Open
-	Groups []Group
-	Dedup  endpoint.DedupLimits
+	// Interface finds a network interface by its name; nil is
+	// net.InterfaceByName.
+	Interface func(name string) (*net.Interface, error)
+	Groups    []Group
+	Dedup     endpoint.DedupLimits
 	// ReuseList bounds the freed Tokens per source port (GC-24).
 	ReuseList     int
 	Stats         *Stats
@@ -43,9 +47,11 @@ type Leg struct {
 	mu      sync.Mutex
 	groups  map[string]*group
 	egress  map[way]*egress
+	ports   map[*endpoint.Endpoint]*egress // those of egress, and retired ones still in use
 	running map[uint64]*transaction
 	tokens  *rand.ChaCha8
 	hinted  map[string]bool // clients told about a short T' (GC-36)
+	closed  bool
 }
 
 // New returns a Leg whose goroutines end with ctx; Wait waits for them.
@@ -55,7 +61,10 @@ func New(ctx context.Context, config Config) (*Leg, error) {
 		return nil, fmt.Errorf("seed tokens: %w", err)
 	}
 	l := &Leg{config: config, ctx: ctx, now: time.Now, groups: make(map[string]*group), egress: make(map[way]*egress),
-		running: make(map[uint64]*transaction), tokens: rand.NewChaCha8(seed), hinted: make(map[string]bool)}
+		ports: make(map[*endpoint.Endpoint]*egress), running: make(map[uint64]*transaction), tokens: rand.NewChaCha8(seed), hinted: make(map[string]bool)}
+	if l.config.Interface == nil {
+		l.config.Interface = net.InterfaceByName
+	}
 	for _, g := range config.Groups {
 		l.groups[g.Name] = newGroup(g)
 	}
@@ -63,15 +72,34 @@ func New(ctx context.Context, config Config) (*Leg, error) {
 }
 
 // Wait waits until the goroutines of the sockets have ended, after the context
-// has.
-func (l *Leg) Wait() { l.wg.Wait() }
+// has, and ends the exchanges that were left.
+func (l *Leg) Wait() {
+	l.mu.Lock()
+	l.closed = true
+	var left []*transaction
+	for _, t := range l.running {
+		left = append(left, t)
+	}
+	for _, g := range l.groups {
+		left = append(left, g.queue...)
+	}
+	l.mu.Unlock()
+	for _, t := range left {
+		t.serial.DoAlways(func() { t.endAll(exchange.ErrCanceled) })
+	}
+	l.wg.Wait()
+}
 
 // Prepare opens the sockets for a group address now, so that what is wrong with
 // an interface shows at the start and not at the first request.
 func (l *Leg) Prepare(name string, addr netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, err := l.ways(l.groups[name], addr)
+	g := l.groups[name]
+	if g == nil {
+		return fmt.Errorf("group %q is not configured", name)
+	}
+	_, err := l.ways(g, addr)
 	return err
 }
 
@@ -80,6 +108,10 @@ var _ exchange.Handler = (*Leg)(nil)
 // Exchange implements exchange.Handler.
 func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return exchange.Fail(w, overloaded("shutting down", time.Second))
+	}
 	g := l.groups[r.Target.GroupName]
 	if g == nil {
 		l.mu.Unlock()
@@ -187,6 +219,9 @@ func shareKey(r *exchange.Request) string {
 	for _, a := range r.Target.Also {
 		key = append(append(key, ' '), a.Addr.String()...)
 	}
+	key = append(key, '\n')
+	key = binary.BigEndian.AppendUint32(key, uint32(len(r.Payload)))
+	key = append(key, r.Payload...)
 	for _, o := range r.Options {
 		if o.ID == wire.HopLimit || wire.NoCacheKey(o.ID) {
 			continue
@@ -195,7 +230,7 @@ func shareKey(r *exchange.Request) string {
 		key = binary.BigEndian.AppendUint16(key, uint16(len(o.Value)))
 		key = append(key, o.Value...)
 	}
-	return string(append(append(key, 0xff), r.Payload...))
+	return string(key)
 }
 
 // begin multicasts the request of a transaction that has its slot.
@@ -207,6 +242,7 @@ func (l *Leg) begin(t *transaction, r *exchange.Request) {
 	}
 	err := l.send(t, r)
 	if err == nil {
+		t.sent = true
 		expected := l.now().Add(t.group.Leisure + roundTrip)
 		t.slot.Fire = t.slotExpired
 		l.config.Engine.Schedule(&t.slot, expected)
@@ -306,8 +342,10 @@ func (l *Leg) transmit(t *transaction, r *exchange.Request, again bool) {
 	}
 }
 
-// retire frees the Token of t and its slot and gives the slot to the next
-// transaction. Called under the lock; the caller begins what it returns.
+// retire frees the Token of t. What was sent keeps its slot all the same until
+// its time is over: an exchange that is given up, or whose T' is short, makes
+// no room for more load on the group (GC-80). Called under the lock; the caller
+// begins what it returns.
 func (l *Leg) retire(t *transaction) *transaction {
 	if l.running[t.token] == t {
 		delete(l.running, t.token)
@@ -317,6 +355,9 @@ func (l *Leg) retire(t *transaction) *transaction {
 	}
 	t.sendings, t.done = nil, true
 	l.config.Engine.Unschedule(&t.again)
+	if t.sent {
+		return nil
+	}
 	return l.freeSlot(t)
 }
 
@@ -389,10 +430,6 @@ func (l *Leg) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.M
 // isLate reports whether the Token was used on the port and freed lately.
 // Called under the lock.
 func (l *Leg) isLate(e *endpoint.Endpoint, token uint64) bool {
-	for _, g := range l.egress {
-		if g.endpoint == e {
-			return g.freed.has(token)
-		}
-	}
-	return false
+	from := l.ports[e]
+	return from != nil && from.freed.has(token)
 }

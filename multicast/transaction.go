@@ -24,6 +24,7 @@ type transaction struct {
 	holdsSlot bool
 	key       string            // for sharing while waiting
 	request   *exchange.Request // kept while it waits, and for the repeat
+	sent      bool              // by at least one way
 	done      bool              // nobody waits for responses any more
 
 	// Appended to under the leg's lock until the transaction leaves the queue;
@@ -105,6 +106,7 @@ func (t *transaction) end(s *subscriber, err error) {
 			l.dequeued(t)
 		}
 		next = l.retire(t)
+		t.subscribers = nil
 	}
 	l.mu.Unlock()
 	if err == nil && queued >= 0 {
