@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"slices"
+
 	"github.com/plgd-dev/go-coap/v3/message"
 
 	"coapproxy/exchange"
@@ -55,8 +57,7 @@ func (f *Front) transmit(x *groupRequest, m *wire.Message) {
 	f.Stats.Relayed.Add(1)
 }
 
-// delivered gives the next waiting response its turn. What belongs to an
-// exchange that has ended is not sent for the first time any more (GP-33).
+// delivered gives the next waiting response its turn.
 func (f *Front) delivered(x *groupRequest) {
 	key := clientPort{x.in.Endpoint(), x.in.Peer.Addr}
 	f.mu.Lock()
@@ -65,14 +66,10 @@ func (f *Front) delivered(x *groupRequest) {
 		f.mu.Unlock()
 		return
 	}
-	for len(d.waiting) > 0 {
+	if len(d.waiting) > 0 {
 		next := d.waiting[0]
 		d.waiting[0] = waitingResponse{}
 		d.waiting = d.waiting[1:]
-		if next.x.ended {
-			f.Stats.Late.Add(1)
-			continue
-		}
 		f.mu.Unlock()
 		f.transmit(next.x, next.message)
 		return
@@ -81,6 +78,19 @@ func (f *Front) delivered(x *groupRequest) {
 		delete(f.deliveries, key)
 	}
 	f.mu.Unlock()
+}
+
+// withdraw takes what still waits out of the queue of a client whose exchange
+// has ended: none of it may be sent for the first time any more (GP-33), and
+// the client's other exchanges need the room. Called under the lock.
+func (f *Front) withdraw(x *groupRequest) {
+	d := f.deliveries[clientPort{x.in.Endpoint(), x.in.Peer.Addr}]
+	if d == nil {
+		return
+	}
+	waiting := len(d.waiting)
+	d.waiting = slices.DeleteFunc(d.waiting, func(w waitingResponse) bool { return w.x == x })
+	f.Stats.Late.Add(uint64(waiting - len(d.waiting)))
 }
 
 // confirmation watches a confirmable response.
@@ -92,6 +102,6 @@ func (c confirmation) Acknowledged(uint16) { c.x.front.delivered(c.x) }
 // Failed implements endpoint.Watcher: a client that resets a response or does
 // not take it wants no more of them (GP-44).
 func (c confirmation) Failed(id uint16, err error) {
-	c.x.front.delivered(c.x)
 	c.x.Failed(id, err)
+	c.x.front.delivered(c.x)
 }

@@ -20,6 +20,7 @@ var failureCodes = [exchange.Reasons]codes.Code{
 	exchange.BadOption:        codes.BadOption,
 	exchange.NotFound:         codes.NotFound,
 	exchange.MethodNotAllowed: codes.MethodNotAllowed,
+	exchange.Incomplete:       codes.RequestEntityIncomplete,
 	exchange.TooLarge:         codes.RequestEntityTooLarge,
 	exchange.TooManyRequests:  codes.TooManyRequests,
 	exchange.GroupsDisabled:   codes.NotImplemented,
@@ -40,16 +41,14 @@ func failureResponse(f *exchange.Failure, numbers *wire.Numbers) *exchange.Respo
 	switch f.Reason {
 	case exchange.TimeoutMissing:
 		p.Options = append(p.Options, message.Option{ID: numbers.MulticastTimeout, Value: []byte{}}) // GP-26
-		hasMaxAge = true
 	case exchange.TimeoutTooShort:
 		p.Options = append(p.Options, message.Option{ID: numbers.MulticastTimeout, Value: wire.AppendUint(nil, f.MinTimeout)}) // GP-96
-		hasMaxAge = true
 	case exchange.Overloaded, exchange.TooManyRequests:
 		seconds := (f.RetryAfter + time.Second - 1) / time.Second
 		maxAge, hasMaxAge = wire.AppendUint(nil, uint32(max(seconds, 1))), true // FP-34, FP-37
 	case exchange.Denied, exchange.BadRequest, exchange.TokenReused, exchange.GroupsDisabled, exchange.NotProxied,
 		exchange.MethodNotAllowed:
-		hasMaxAge = true // GP-27, GC-70
+		hasMaxAge = true // GP-27, GC-70; where Multicast-Timeout is in the response, it does this
 	case exchange.TooLarge:
 		if f.Limit > 0 {
 			p.Options = append(p.Options, message.Option{ID: wire.Size1, Value: wire.AppendUint(nil, f.Limit)}) // GC-52

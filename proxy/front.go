@@ -44,12 +44,12 @@ type Front struct {
 	zones  zoneText
 	active atomic.Int64
 	idle   chan struct{} // see Drain
+	closed atomic.Bool   // Drain was called
 
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
 	ended      *endedTokens
 	deliveries map[clientPort]*delivery
-	draining   bool
 }
 
 // clientPort is a client as the message layer sees it: its address and the
@@ -70,13 +70,17 @@ var _ endpoint.RequestHandler = (*Front)(nil)
 // HandleRequest implements endpoint.RequestHandler.
 func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	f.Stats.Requests.Add(1)
-	hop, failure := f.readHop(m.Options)
+	if rx.Path.Local.IsMulticast() {
+		silence(rx, m)
+		return
+	}
+	client := f.Clients.Identify(rx.Peer.Addr)
+	hop, failure := f.readHop(m.Options, client)
 	if hop.timeout.Present && hop.local || f.Stats.Running.Load() > 0 {
 		if f.stopEarly(rx, m, &hop) {
 			return
 		}
 	}
-	client := f.Clients.Identify(rx.Peer.Addr)
 	if !hop.timeout.Present && client != nil && client.Dialect == exchange.Legacy && client.PresetTimeout > 0 {
 		hop.timeout = exchange.Timeout{Seconds: uint32(client.PresetTimeout / time.Second), Present: true} // GP-127
 	}
@@ -94,7 +98,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	switch {
 	case f.active.Add(1) > int64(f.MaxExchanges):
 		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many exchanges are running", RetryAfter: time.Second}
-	case f.isDraining():
+	case f.closed.Load():
 		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: 10 * time.Second}
 	}
 	if hop.timeout.Present && hop.proxy {
@@ -109,6 +113,15 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	}
 	f.Next.Exchange(r, x)
 	x.in.AckLater()
+}
+
+// silence ends a request that was sent to a group: the proxy is a member of
+// none in which it has something to say, and an error would be one of many
+// (GC-95).
+func silence(rx *endpoint.Reception, m *wire.Message) {
+	var in endpoint.Incoming
+	in.Accept(rx, m)
+	in.Finish()
 }
 
 // requests lends the structs that handlers borrow.
@@ -142,9 +155,10 @@ type hop struct {
 const problemDetails = 257 // application/concise-problem-details+cbor
 
 // readHop reads the options of a request that concern the client's hop.
-func (f *Front) readHop(options message.Options) (hop, *exchange.Failure) {
+func (f *Front) readHop(options message.Options, client *exchange.Identity) (hop, *exchange.Failure) {
 	h := hop{local: true}
 	var failure *exchange.Failure
+	second := legacyTimeout(client, f.Numbers)
 	for _, o := range options {
 		switch o.ID {
 		case wire.URIHost, wire.URIPort, wire.URIPath, wire.URIQuery, wire.URIPathAbbrev:
@@ -158,20 +172,31 @@ func (f *Front) readHop(options message.Options) (hop, *exchange.Failure) {
 		case wire.Accept:
 			v, ok := wire.Uint(o.Value)
 			h.problem = ok && v == problemDetails
-		case f.Numbers.MulticastTimeout, f.Numbers.LegacyTimeout:
+		case f.Numbers.MulticastTimeout, second:
 			if o.ID == 0 {
-				continue
+				continue // that is no option, and no second number
 			}
 			seconds, ok := wire.Uint(o.Value)
 			if !ok || h.timeout.Present {
-				failure = exchange.Failf(exchange.BadOption, "option %d (Multicast-Timeout) is malformed or repeated", o.ID) // GP-3
-				failure.Option = o.ID
+				failure = badOption(o.ID, "option %d (Multicast-Timeout) is malformed or repeated", o.ID) // GP-3
 				continue
 			}
 			h.timeout = exchange.Timeout{Seconds: seconds, Present: true}
 		}
 	}
+	if !h.proxy {
+		failure = nil // an elective option of a request for the proxy itself
+	}
 	return h, failure
+}
+
+// legacyTimeout is the second number of Multicast-Timeout where the client may
+// use it, else 0 (GP-127).
+func legacyTimeout(client *exchange.Identity, numbers *wire.Numbers) message.OptionID {
+	if client == nil || client.Dialect == exchange.Draft07 {
+		return 0
+	}
+	return numbers.LegacyTimeout
 }
 
 // request is a request with one response; it is the sink of its exchange.
@@ -206,7 +231,7 @@ func (x *request) End(err error) {
 }
 
 func (x *request) send(p *exchange.Response) {
-	if suppressed(x.noResponse, p.Code) { // FP-84
+	if wire.Suppressed(x.noResponse, p.Code) { // FP-84
 		x.in.Finish()
 		return
 	}
@@ -232,7 +257,7 @@ func (f *Front) fail(id uint64, peer netip.AddrPort, err error, problem bool) *e
 	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer),
 		zap.Stringer("reason", failure.Reason), zap.String("detail", failure.Detail), zap.NamedError("cause", failure.Err))
 	p := failureResponse(failure, f.Numbers)
-	if problem {
+	if problem && failure.Reason != exchange.HopLimitReached { // whose payload is more than a diagnostic (FP-54)
 		asProblemDetails(p, failure)
 	}
 	return p
@@ -259,18 +284,10 @@ func (f *Front) done() {
 	}
 }
 
-func (f *Front) isDraining() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.draining
-}
-
 // Drain refuses new requests from now on and waits until those under way have
 // ended or stop is closed. It reports how many were left.
 func (f *Front) Drain(stop <-chan struct{}) int {
-	f.mu.Lock()
-	f.draining = true
-	f.mu.Unlock()
+	f.closed.Store(true)
 	for {
 		left := int(f.active.Load())
 		if left == 0 {

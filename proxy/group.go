@@ -22,7 +22,8 @@ type clientToken struct {
 }
 
 // groupRequest is a request that may get many responses: one with a
-// Multicast-Timeout. It is the sink of its exchange.
+// Multicast-Timeout. It is the sink of its exchange. Where its target turns out
+// to be a single server, T' means nothing and it gets one plain response.
 type groupRequest struct {
 	front      *Front
 	in         endpoint.Incoming
@@ -71,10 +72,10 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 		if !h.timeout.Present {
 			return false
 		}
-		r := &request{front: f, noResponse: h.noResponse, problem: h.problem}
+		r := &request{front: f, id: x.id, noResponse: h.noResponse, problem: h.problem}
 		r.in.Accept(rx, m)
 		f.active.Add(1)
-		r.End(exchange.Failf(exchange.TokenReused, "Token reuse: the exchange with this Token was running and is stopped")) // GP-25
+		r.End(exchange.Failf(exchange.TokenReused, "Token reuse: the exchange with this Token was running and is stopped")) // GP-25, GC-41
 		return true
 	default:
 		return false
@@ -112,15 +113,23 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 		f.running[x.key] = x
 	}
 	f.mu.Unlock()
-	if !ended {
+	switch {
+	case ended:
+	case r.Target.Addr.IsValid() && !r.Target.Group:
+		x.in.AckLater()
+	default:
 		x.in.Ack() // GP-33
 	}
 }
 
 // Respond implements exchange.Sink.
 func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
+	if p.GroupPort == 0 {
+		x.answer(p)
+		return exchange.Stop
+	}
 	x.in.Ack()
-	if x.silent || suppressed(x.noResponse, p.Code) {
+	if x.silent || wire.Suppressed(x.noResponse, p.Code) { // GP-32, GP-37, FP-84
 		return exchange.Continue
 	}
 	f := x.front
@@ -151,14 +160,16 @@ func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
 // End implements exchange.Sink.
 func (x *groupRequest) End(err error) {
 	f := x.front
+	refused := err != nil && !errors.Is(err, exchange.ErrCanceled) && x.relayed == 0
 	f.mu.Lock()
 	x.ended = true
-	if x.cancel != nil {
+	if f.running[x.key] == x {
 		delete(f.running, x.key)
 	}
-	if x.counted {
+	if !refused {
 		f.ended.add(x.key, time.Now())
 	}
+	f.withdraw(x)
 	f.mu.Unlock()
 	x.mu.Lock()
 	watched := x.watched
@@ -167,10 +178,10 @@ func (x *groupRequest) End(err error) {
 	for _, id := range watched {
 		x.in.Endpoint().Settle(x.in.Peer.Addr, id)
 	}
-	if err != nil && !errors.Is(err, exchange.ErrCanceled) && x.relayed == 0 {
+	if refused {
 		x.refuse(err)
 	} else {
-		x.in.Finish()
+		x.in.Finish() // GP-34, GP-38, GP-42
 	}
 	if ce := f.Log.Check(zap.DebugLevel, "group exchange ended"); ce != nil {
 		ce.Write(zap.Uint64("exchange", x.id), zap.Int("relayed", x.relayed), zap.NamedError("why", err))
@@ -184,8 +195,14 @@ func (x *groupRequest) End(err error) {
 // refuse sends an error of the proxy's own. It has no Reply-From (GP-39), and
 // goes out for T' = 0 too unless the client asked for silence (GP-34).
 func (x *groupRequest) refuse(err error) {
-	p := x.front.fail(x.id, x.in.Peer.Addr, err, x.problem)
-	if suppressed(x.noResponse, p.Code) {
+	x.answer(x.front.fail(x.id, x.in.Peer.Addr, err, x.problem))
+}
+
+// answer sends the one response of an exchange that is not a group's, with the
+// options it has.
+func (x *groupRequest) answer(p *exchange.Response) {
+	x.relayed++
+	if wire.Suppressed(x.noResponse, p.Code) {
 		x.in.Finish()
 		return
 	}

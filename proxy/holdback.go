@@ -24,7 +24,7 @@ type holdKey struct {
 	client netip.AddrPort
 	server netip.AddrPort
 	method codes.Code
-	path   uint64 // hash of Uri-Path and Uri-Query
+	uri    uint64 // hash of host name, path and query
 }
 
 const maxHoldBacks = 4096
@@ -41,6 +41,7 @@ func NewHoldBack() *HoldBack {
 func (h *HoldBack) key(r *exchange.Request) holdKey {
 	var hash maphash.Hash
 	hash.SetSeed(h.seed)
+	_, _ = hash.WriteString(r.Target.Host)
 	for _, o := range r.Options {
 		if o.ID == wire.URIPath || o.ID == wire.URIQuery || o.ID == wire.URIPathAbbrev {
 			_ = hash.WriteByte(byte(o.ID))
@@ -48,7 +49,7 @@ func (h *HoldBack) key(r *exchange.Request) holdKey {
 			_, _ = hash.Write(o.Value)
 		}
 	}
-	return holdKey{client: r.Peer, server: r.Target.Addr, method: r.Method, path: hash.Sum64()}
+	return holdKey{client: r.Peer, server: r.Target.Addr, method: r.Method, uri: hash.Sum64()}
 }
 
 // check returns the failure for a request that is held back.

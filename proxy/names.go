@@ -80,9 +80,12 @@ func (n *Names) lookup(r *exchange.Request, w exchange.Sink, host string, then r
 		defer n.wg.Done()
 		addrs, err := n.resolve(host)
 		<-n.slots
-		if err != nil {
+		switch {
+		case err != nil:
 			p.fail(err)
-		} else {
+		case kept.Timeout.Seconds > 0 && time.Since(kept.Arrival) >= kept.Timeout.Duration(): // GC-80
+			p.fail(&exchange.Failure{Reason: exchange.Overloaded, Detail: "the name was resolved too late for the timeout", RetryAfter: time.Second})
+		default:
 			p.start(func() exchange.Canceler { return then(kept, w, addrs) })
 		}
 		n.engine.Flush()

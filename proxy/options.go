@@ -2,31 +2,39 @@ package proxy
 
 import (
 	"github.com/plgd-dev/go-coap/v3/message"
-	"github.com/plgd-dev/go-coap/v3/message/codes"
 
 	"coapproxy/exchange"
 	"coapproxy/wire"
 )
 
-// understood reports whether the proxy knows how to treat an option of a
-// request that is not safe to forward (FP-24). numbers holds the options that
-// a deployment may have moved.
-func understoodInRequest(id message.OptionID, numbers *wire.Numbers) bool {
+// badOption is the failure for an option that cannot be processed.
+func badOption(id message.OptionID, format string, args ...any) *exchange.Failure {
+	f := exchange.Failf(exchange.BadOption, format, args...)
+	f.Option = id
+	return f
+}
+
+// understoodInRequest reports whether the proxy knows how to treat an option of
+// a request that is not safe to forward (FP-24). numbers holds the options that
+// a deployment may have moved, second the further number of Multicast-Timeout,
+// 0 for none.
+func understoodInRequest(id message.OptionID, numbers *wire.Numbers, second message.OptionID) bool {
 	switch id {
 	case wire.URIHost, wire.URIPort, wire.URIPath, wire.URIQuery, wire.MaxAge, wire.Observe, wire.Block1, wire.Block2,
 		wire.ProxyURI, wire.ProxyScheme, wire.ProxyCRI, wire.ProxySchemeNumber, wire.NoResponse, numbers.MulticastTimeout:
 		return true
 	}
-	return numbers.LegacyTimeout != 0 && id == numbers.LegacyTimeout
+	return second != 0 && id == second
 }
 
 // checkRequestOptions carries out FP-20 and FP-22 on the options of a proxy
 // request: an option that is unsafe to forward and not understood, has a value
 // of a length it cannot have, or occurs too often, cannot be processed. What is
 // safe to forward goes through, critical or not (FP-21).
-func checkRequestOptions(options message.Options, numbers *wire.Numbers) *exchange.Failure {
+func checkRequestOptions(r *exchange.Request, numbers *wire.Numbers) *exchange.Failure {
+	second := legacyTimeout(r.Client, numbers)
 	previous := message.OptionID(0)
-	for _, o := range options {
+	for _, o := range r.Options {
 		surplus := o.ID == previous
 		previous = o.ID
 		if o.ID == wire.HopLimit && !surplus && (len(o.Value) != 1 || o.Value[0] == 0) {
@@ -37,12 +45,12 @@ func checkRequestOptions(options message.Options, numbers *wire.Numbers) *exchan
 		}
 		definition, known := definitionOf(o.ID, numbers)
 		switch {
-		case !known || !understoodInRequest(o.ID, numbers):
-			return exchange.Failf(exchange.BadOption, "option %d is not supported", o.ID)
+		case !known || !understoodInRequest(o.ID, numbers, second):
+			return badOption(o.ID, "option %d is not supported", o.ID)
 		case !definition.Valid(o.Value):
-			return exchange.Failf(exchange.BadOption, "option %d (%s) has a bad length", o.ID, definition.Name)
+			return badOption(o.ID, "option %d (%s) has a bad length", o.ID, definition.Name)
 		case surplus && !definition.Repeatable:
-			return exchange.Failf(exchange.BadOption, "option %d (%s) is repeated", o.ID, definition.Name)
+			return badOption(o.ID, "option %d (%s) is repeated", o.ID, definition.Name)
 		}
 	}
 	return nil
@@ -85,11 +93,4 @@ func checkResponse(p *exchange.Response) *exchange.Failure {
 		return exchange.Failf(exchange.BadResponse, "the server's response has option %d, which cannot be processed", o.ID)
 	}
 	return nil
-}
-
-// suppressed reports whether a No-Response value asks for silence about a code
-// (GC-32).
-func suppressed(noResponse uint32, code codes.Code) bool {
-	class := uint(code >> 5)
-	return class >= 1 && noResponse&(1<<(class-1)) != 0
 }

@@ -63,7 +63,7 @@ func (t *Route) fitsGroup(r *exchange.Request) *exchange.Failure {
 	if value, ok := wire.First(r.Options, wire.Block1); ok {
 		b, err := wire.ParseBlock(value)
 		if err != nil {
-			return exchange.Failf(exchange.BadOption, "Block1 is malformed")
+			return badOption(wire.Block1, "Block1 is malformed")
 		}
 		tooLarge = tooLarge || b.Num > 0 || b.More
 	}
@@ -80,9 +80,6 @@ func (t *Route) fitsGroup(r *exchange.Request) *exchange.Failure {
 func (t *Route) onward(r *exchange.Request, options message.Options) (message.Options, *exchange.Failure) {
 	group := r.Target.Group
 	hop := []byte{t.HopLimit}
-	if r.Target.Host != "" {
-		options = append(options, message.Option{ID: wire.URIHost, Value: []byte(r.Target.Host)})
-	}
 	var hopPlaced, noResponse bool
 	for _, o := range r.Options {
 		if !hopPlaced && o.ID > wire.HopLimit {
@@ -107,7 +104,6 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 			if group {
 				continue // fitsGroup saw that it is whole
 			}
-			return options, exchange.Failf(exchange.BadOption, "block-wise request bodies are not supported")
 		case wire.NoResponse:
 			if !group {
 				continue // FP-84
@@ -123,15 +119,14 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 	if !hopPlaced {
 		options = append(options, message.Option{ID: wire.HopLimit, Value: hop})
 	}
+	if r.Target.Host != "" {
+		options = insertOption(options, wire.URIHost, []byte(r.Target.Host)) // GC-72
+	}
 	if group && r.Timeout.Seconds == 0 && !noResponse {
-		options = insertOption(options, wire.NoResponse, []byte{noResponseAll}) // GP-35
+		options = insertOption(options, wire.NoResponse, []byte{wire.NoResponseAll}) // GP-35
 	}
 	return options, nil
 }
-
-// noResponseAll is the No-Response value that asks for silence about every
-// class (GC-32).
-const noResponseAll = 26
 
 // checked is the sink that sees responses first.
 type checked struct {
@@ -155,13 +150,11 @@ func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 		bad.From, bad.GroupPort = p.From, p.GroupPort
 		return c.sink.Respond(bad)
 	}
-	if !c.group {
-		switch p.Code {
-		case codes.TooManyRequests:
-			c.route.HoldBack.hold(c.held, p)
-		case wire.HopLimitReached:
-			return c.hopLimitReached(p)
-		}
+	switch {
+	case p.Code == wire.HopLimitReached:
+		return c.hopLimitReached(p)
+	case p.Code == codes.TooManyRequests && !c.group:
+		c.route.HoldBack.hold(c.held, p)
 	}
 	return c.sink.Respond(p)
 }
@@ -181,6 +174,9 @@ func (c *checked) hopLimitReached(p *exchange.Response) exchange.Verdict {
 	for name := range bytes.SplitSeq(p.Payload, []byte{' '}) {
 		if bytes.Equal(name, own) {
 			c.route.Log.Warn("forwarding loop", zap.Uint64("exchange", c.id), zap.ByteString("path", p.Payload))
+			if c.group {
+				return exchange.Continue
+			}
 			c.end = &exchange.Failure{Reason: exchange.HopLimitReached, Detail: c.route.Identifier}
 			return exchange.Stop
 		}
@@ -189,7 +185,10 @@ func (c *checked) hopLimitReached(p *exchange.Response) exchange.Verdict {
 		return c.sink.Respond(p)
 	}
 	q := *p
-	q.Payload = append(append(append(make([]byte, 0, len(own)+1+len(p.Payload)), own...), ' '), p.Payload...)
+	q.Payload = append(make([]byte, 0, len(own)+1+len(p.Payload)), own...)
+	if len(p.Payload) > 0 {
+		q.Payload = append(append(q.Payload, ' '), p.Payload...)
+	}
 	return c.sink.Respond(&q)
 }
 

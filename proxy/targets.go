@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -23,7 +25,8 @@ type Targets struct {
 	Names       *Names
 	// Own reports whether a destination is the proxy itself (FP-8).
 	Own func(netip.AddrPort) bool
-	// OwnNames are further names of the proxy, lower case.
+	// OwnNames are further names of the proxy in lower case, and addresses that
+	// are not its own but lead to it, in canonical form.
 	OwnNames map[string]bool
 	// Zone returns the interface on which a link-local server was last heard,
 	// or the default one, or "" (GP-57).
@@ -45,7 +48,7 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 	if !isProxyRequest(r.Options) {
 		return t.local(r, w)
 	}
-	if f := checkRequestOptions(r.Options, t.Numbers); f != nil {
+	if f := checkRequestOptions(r, t.Numbers); f != nil {
 		return exchange.Fail(w, f)
 	}
 	scratch := optionScratch.Get().(*message.Options)
@@ -60,15 +63,26 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "scheme %s is not served", d.scheme)) // FP-7, GP-22
 	}
 	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host}
+	if d.addr == r.Local.Addr() && d.port == r.Local.Port() || t.alias(&d) && t.Own(netip.AddrPortFrom(r.Local.Addr(), d.port)) {
+		return t.local(r, w) // FP-8
+	}
 	if d.addr.IsValid() {
 		return t.proceed(r, w, []netip.Addr{d.addr}, d.port)
-	}
-	if t.OwnNames[d.host] && t.Own(netip.AddrPortFrom(r.Local.Addr(), d.port)) {
-		return t.Local.Exchange(r, w) // FP-8
 	}
 	return t.Names.lookup(r, w, d.host, func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler {
 		return t.proceed(r, w, addrs, d.port)
 	})
+}
+
+// alias reports whether the host is one of OwnNames.
+func (t *Targets) alias(d *destination) bool {
+	if len(t.OwnNames) == 0 {
+		return false
+	}
+	if d.addr.IsValid() {
+		return t.OwnNames[d.addr.WithZone("").String()]
+	}
+	return t.OwnNames[d.host]
 }
 
 // local is a request for the proxy's own resources: FP-25.
@@ -87,9 +101,7 @@ func (t *Targets) local(r *exchange.Request, w exchange.Sink) exchange.Canceler 
 			known = false
 		}
 		if !known || !definition.Valid(o.Value) || surplus && !definition.Repeatable {
-			f := exchange.Failf(exchange.BadOption, "option %d cannot be processed", o.ID)
-			f.Option = o.ID
-			return exchange.Fail(w, f)
+			return exchange.Fail(w, badOption(o.ID, "option %d cannot be processed", o.ID))
 		}
 	}
 	return t.Local.Exchange(r, w)
@@ -119,7 +131,8 @@ func (t *Targets) split(r *exchange.Request, options message.Options) (destinati
 		return d, options, f
 	}
 	placed := !whole // Proxy-Uri and Proxy-Cri override every Uri-* (FP-2)
-	hasPath, abbreviated := len(uri.Path) > 0, false
+	hasPath, abbreviated := len(uri.Path) > 0, 0
+	second := legacyTimeout(r.Client, t.Numbers)
 	for _, o := range r.Options {
 		if !placed && o.ID > wire.URIPath {
 			options, placed = appendSegments(options, wire.URIPath, uri.Path), true
@@ -138,14 +151,14 @@ func (t *Targets) split(r *exchange.Request, options message.Options) (destinati
 				continue
 			}
 		case wire.URIPathAbbrev:
-			abbreviated = true
+			abbreviated++
 		default:
-			if t.Numbers.LegacyTimeout != 0 && o.ID == t.Numbers.LegacyTimeout {
+			if second != 0 && o.ID == second {
 				continue
 			}
 		}
 		if o.ID == wire.URIPath && isDot(o.Value) {
-			return d, options, exchange.Failf(exchange.BadOption, `a path segment is "." or ".."`) // FP-28
+			return d, options, badOption(wire.URIPath, `a path segment is "." or ".."`) // FP-28
 		}
 		options = append(options, o)
 	}
@@ -160,10 +173,33 @@ func (t *Targets) split(r *exchange.Request, options message.Options) (destinati
 			return d, options, exchange.Failf(exchange.BadOption, `a path segment is "." or ".."`) // FP-28
 		}
 	}
-	if hasPath && abbreviated {
-		return d, options, exchange.Failf(exchange.BadOption, "Uri-Path-Abbrev together with a path") // FP-9
+	switch {
+	case abbreviated > 0 && hasPath:
+		return d, options, badOption(wire.URIPathAbbrev, "Uri-Path-Abbrev together with a path") // FP-9
+	case abbreviated == 1: // a repeated one is for the server to judge (FP-22)
+		options = expandPath(options)
 	}
 	return d, options, nil
+}
+
+// expandPath writes out the path of a known Uri-Path-Abbrev: servers need not
+// know the option, and members of a group would not say so (FP-9, GC-73). An
+// unknown value stays as it is.
+func expandPath(options message.Options) message.Options {
+	i := slices.IndexFunc(options, func(o message.Option) bool { return o.ID == wire.URIPathAbbrev })
+	value, ok := wire.Uint(options[i].Value)
+	if !ok {
+		return options
+	}
+	path, ok := wire.ExpandPathAbbrev(value)
+	if !ok {
+		return options
+	}
+	options = slices.Delete(options, i, i+1)
+	for _, segment := range path {
+		options = insertOption(options, wire.URIPath, []byte(segment))
+	}
+	return options
 }
 
 func isDot(segment []byte) bool { return string(segment) == "." || string(segment) == ".." }
@@ -178,20 +214,28 @@ func appendSegments(options message.Options, id message.OptionID, values []strin
 // absolute reads Proxy-Cri or Proxy-Uri, in this order of precedence (FP-2).
 func absolute(options message.Options) (uri wire.URI, found bool, _ *exchange.Failure) {
 	var err error
+	id := wire.ProxyCRI
 	if value, ok := wire.First(options, wire.ProxyCRI); ok {
 		uri, err = wire.ParseProxyCRI(value)
 	} else if value, ok := wire.First(options, wire.ProxyURI); ok {
+		id = wire.ProxyURI
 		uri, err = wire.ParseURI(string(value))
 	} else {
 		return wire.URI{}, false, nil
 	}
-	if err != nil {
-		return wire.URI{}, false, &exchange.Failure{Reason: exchange.BadOption, Detail: "the target URI is malformed", Err: err} // FP-3
+	var f *exchange.Failure
+	switch {
+	case errors.Is(err, wire.ErrScheme):
+		f = exchange.Failf(exchange.NotProxied, "this scheme is not served") // FP-7
+	case err != nil:
+		f = badOption(id, "the target URI is malformed") // FP-3
+	case uri.HasUserinfo:
+		f = badOption(id, "the target URI has userinfo") // FP-10
+	default:
+		return uri, true, nil
 	}
-	if uri.HasUserinfo {
-		return wire.URI{}, false, exchange.Failf(exchange.BadOption, "the target URI has userinfo") // FP-10
-	}
-	return uri, true, nil
+	f.Err = err
+	return wire.URI{}, false, f
 }
 
 // fromScheme composes the destination from Proxy-Scheme or Proxy-Scheme-Number
@@ -204,20 +248,22 @@ func (t *Targets) fromScheme(r *exchange.Request) (destination, *exchange.Failur
 		case wire.URIHost:
 			name, addr, err := wire.ParseHost(string(o.Value))
 			if err != nil {
-				return d, &exchange.Failure{Reason: exchange.BadOption, Detail: "Uri-Host is malformed", Err: err}
+				f := badOption(wire.URIHost, "Uri-Host is malformed")
+				f.Err = err
+				return d, f
 			}
 			d.host, d.addr = name, addr
 		case wire.URIPort:
 			port, _ := wire.Uint(o.Value)
 			if port == 0 {
-				return d, exchange.Failf(exchange.BadOption, "Uri-Port is 0")
+				return d, badOption(wire.URIPort, "Uri-Port is 0")
 			}
 			d.port = uint16(port)
 		case wire.ProxyScheme:
 			d.scheme = strings.ToLower(string(o.Value))
 		case wire.ProxySchemeNumber:
 			if d.scheme != "" {
-				return d, exchange.Failf(exchange.BadOption, "Proxy-Scheme together with Proxy-Scheme-Number") // FP-2
+				return d, badOption(wire.ProxySchemeNumber, "Proxy-Scheme together with Proxy-Scheme-Number") // FP-2
 			}
 			number, _ := wire.Uint(o.Value)
 			name, ok := wire.SchemeName(number) // FP-6
@@ -241,34 +287,56 @@ func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Ad
 	if groups > 0 && groups < len(addrs) {
 		return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "the name stands for groups and for single servers")) // GC-3
 	}
-	first := addrs[0]
-	if groups == 0 && first.IsLinkLocalUnicast() && first.Is6() {
-		zone := canonicalZone(first.Zone())
-		if zone == "" {
-			zone = t.Zone(first)
-		}
-		if zone == "" {
-			return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "a link-local address needs a zone")) // GP-57
-		}
-		first = first.WithZone(zone)
-	} else if first.Zone() != "" {
-		first = first.WithZone(canonicalZone(first.Zone()))
-	}
-	r.Target.Addr = netip.AddrPortFrom(first, port)
 	if groups == 0 {
-		if t.Own(r.Target.Addr) {
-			return t.Local.Exchange(r, w) // FP-8
-		}
-		return t.Next.Exchange(r, w)
+		return t.single(r, w, netip.AddrPortFrom(addrs[0], port))
 	}
 	if port == securePort {
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "a group has no secure port")) // GP-22, GC-4
 	}
 	r.Target.Group = true
-	for _, a := range addrs[1:] {
-		r.Target.Also = append(r.Target.Also, exchange.GroupAddr{Addr: netip.AddrPortFrom(a, port)}) // GC-2
+	r.Target.Addr = netip.AddrPortFrom(namedZone(addrs[0]), port)
+	for _, a := range addrs[1:] { // GC-2
+		also := exchange.GroupAddr{Addr: netip.AddrPortFrom(namedZone(a), port)}
+		if also.Addr != r.Target.Addr && !slices.Contains(r.Target.Also, also) {
+			r.Target.Also = append(r.Target.Also, also)
+		}
 	}
 	return t.Next.Exchange(r, w)
+}
+
+// single passes on a request to one server. Only a link-local address has a
+// zone, and always: the one in the URI, or the interface on which the server
+// was heard (GP-57).
+func (t *Targets) single(r *exchange.Request, w exchange.Sink, to netip.AddrPort) exchange.Canceler {
+	addr := to.Addr()
+	zone := canonicalZone(addr.Zone())
+	addr = addr.WithZone("")
+	r.Target.Addr = netip.AddrPortFrom(addr, to.Port())
+	if t.Own(r.Target.Addr) {
+		return t.local(r, w) // FP-8
+	}
+	if !addr.Is6() || !addr.IsLinkLocalUnicast() {
+		return t.Next.Exchange(r, w)
+	}
+	if zone == "" {
+		zone = t.Zone(addr)
+	}
+	if zone == "" {
+		return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "a link-local address needs a zone"))
+	}
+	r.Target.Addr = netip.AddrPortFrom(addr.WithZone(zone), to.Port())
+	if t.Own(r.Target.Addr) {
+		return t.local(r, w)
+	}
+	return t.Next.Exchange(r, w)
+}
+
+// namedZone writes the zone of an address as the name of the interface.
+func namedZone(addr netip.Addr) netip.Addr {
+	if addr.Zone() == "" {
+		return addr
+	}
+	return addr.WithZone(canonicalZone(addr.Zone()))
 }
 
 const securePort = 5684

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // canonicalZone turns a numeric zone into the interface's name, the form used
@@ -21,14 +22,18 @@ func canonicalZone(zone string) string {
 }
 
 // zoneText writes zones as numeric interface indexes (GP-57) and remembers
-// them: interfaces are few and asking the kernel is slow. Safe for concurrent
-// use.
+// them for a while: asking the kernel is slow, and an interface that is made
+// anew gets another index. Safe for concurrent use.
 type zoneText struct {
 	mu    sync.Mutex
 	index map[string]string
+	asked time.Time // when index was begun
 }
 
-const maxZones = 1024
+const (
+	maxZones = 1024
+	zoneAge  = 10 * time.Second
+)
 
 func (z *zoneText) of(addr netip.Addr) netip.Addr {
 	zone := addr.Zone()
@@ -37,14 +42,14 @@ func (z *zoneText) of(addr netip.Addr) netip.Addr {
 	}
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	if now := time.Now(); len(z.index) >= maxZones || now.Sub(z.asked) > zoneAge {
+		z.index, z.asked = make(map[string]string), now
+	}
 	text, ok := z.index[zone]
 	if !ok {
 		text = zone
 		if i, err := net.InterfaceByName(zone); err == nil {
 			text = strconv.Itoa(i.Index)
-		}
-		if z.index == nil || len(z.index) >= maxZones {
-			z.index = make(map[string]string)
 		}
 		z.index[zone] = text
 	}
