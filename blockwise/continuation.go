@@ -1,0 +1,190 @@
+package blockwise
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Stats counts what happens to the bodies of group responses in blocks.
+type Stats struct {
+	Completed  atomic.Uint64 `metric:"group_bodies_completed_total" help:"Group responses whose further blocks were fetched from their server."`
+	Incomplete atomic.Uint64 `metric:"group_bodies_incomplete_total" help:"Group responses whose first block alone was relayed."`
+	Dropped    atomic.Uint64 `metric:"group_responses_dropped_total" help:"Group responses dropped because too many came at once."`
+}
+
+// Continuation is the layer above the group leg for GC-54: where the client
+// did not ask for blocks and a server answers with the first of several, the
+// rest is fetched by unicast from that server, and the whole is relayed if it
+// is complete in time and the front can hand it on in one piece; otherwise the
+// first block is relayed as received. It is safe for concurrent use.
+type Continuation struct {
+	// Group is the group leg, Unicast the leg for the further blocks.
+	Group, Unicast exchange.Handler
+	Engine         *exchange.Engine
+	Stats          *Stats
+	Log            *zap.Logger
+}
+
+// maxFetches bounds the bodies one exchange completes at a time; the responses
+// of further servers are relayed with their first block.
+const maxFetches = 64
+
+// Exchange implements exchange.Handler.
+func (c *Continuation) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if r.Timeout.Seconds == 0 || wire.Has(r.Options, wire.Block2) {
+		return c.Group.Exchange(r, w)
+	}
+	s := &continued{layer: c, sink: w}
+	s.kept.keep(r)
+	s.deadline.Fire = func(time.Time) { s.serial.DoAlways(s.hurry) }
+	s.until = r.Arrival.Add(r.Timeout.Duration())
+	s.last = s.until.Add(-margin(r.Timeout.Duration()))
+	group := c.Group.Exchange(r, s)
+	s.serial.DoAlways(func() {
+		s.group = group
+		if s.stopped.Load() {
+			group.Cancel()
+		}
+	})
+	return group
+}
+
+// margin is how long before T' a response must be on its way: the same figure
+// as for cached responses (GP-79).
+func margin(timeout time.Duration) time.Duration {
+	return min(time.Second, max(100*time.Millisecond, timeout/20))
+}
+
+// continued is the sink between the group leg and the client. Its fields are
+// touched by what serial runs, but for those that never change.
+type continued struct {
+	layer   *Continuation
+	sink    exchange.Sink
+	until   time.Time   // end of T'
+	last    time.Time   // after it no body is completed any more
+	stopped atomic.Bool // the sink said Stop
+	serial  exchange.Serial
+
+	group     exchange.Canceler // nil until the group leg has returned it
+	deadline  exchange.Deadline
+	scheduled bool
+	request   *exchange.Request // for further blocks; nil until the first is needed
+	fetches   map[*completion]bool
+	ended     bool
+
+	kept kept
+}
+
+// completion is the body of one server being completed.
+type completion struct {
+	steps steps
+	block *exchange.Response // the first block as received; owned
+}
+
+// Respond implements exchange.Sink.
+func (s *continued) Respond(p *exchange.Response) exchange.Verdict {
+	if !s.serial.Do(func() { s.take(p) }, func() func() { q := p.Clone(); return func() { s.take(q) } }) {
+		s.layer.Stats.Dropped.Add(1)
+	}
+	if s.stopped.Load() {
+		return exchange.Stop
+	}
+	return exchange.Continue
+}
+
+// take relays a response, or starts to complete its body. p is borrowed.
+func (s *continued) take(p *exchange.Response) {
+	if s.ended || s.stopped.Load() {
+		return
+	}
+	b, more, err := opening(p)
+	if err != nil || !more {
+		s.relay(p)
+		return
+	}
+	limit := s.kept.request.BodyLimit
+	if b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches || !time.Now().Before(s.last) {
+		s.incomplete(p)
+		return
+	}
+	if !s.scheduled {
+		s.scheduled = true
+		s.layer.Engine.Schedule(&s.deadline, s.last)
+	}
+	if s.request == nil {
+		s.request, s.fetches = continuing(s.kept.restore(), true), make(map[*completion]bool)
+	}
+	c := &completion{steps: steps{leg: s.layer.Unicast}, block: p.Clone()}
+	s.fetches[c] = true
+	request := *s.request
+	request.Target = exchange.Target{Scheme: "coap", Addr: p.From} // GC-55
+	first := *c.block
+	first.Payload = append(make([]byte, 0, 2*len(p.Payload)), p.Payload...)
+	f := &fetch{steps: &c.steps, request: &request, first: &first, limit: limit}
+	f.done = func(err error) { s.serial.DoAlways(func() { s.completed(c, f.first, err) }) }
+	c.steps.serial.DoAlways(func() { f.next(b.SZX) })
+}
+
+// completed relays a completed body, or its first block.
+func (s *continued) completed(c *completion, whole *exchange.Response, err error) {
+	if !s.fetches[c] {
+		return
+	}
+	delete(s.fetches, c)
+	if err != nil {
+		s.layer.Log.Debug("body not completed", zap.Uint64("exchange", s.kept.request.ID), zap.Stringer("server", c.block.From), zap.Error(err))
+		s.incomplete(c.block)
+		return
+	}
+	s.layer.Stats.Completed.Add(1)
+	s.relay(withoutBlocks(whole))
+}
+
+func (s *continued) incomplete(p *exchange.Response) {
+	s.layer.Stats.Incomplete.Add(1)
+	s.relay(p)
+}
+
+func (s *continued) relay(p *exchange.Response) {
+	if s.ended || s.stopped.Load() || s.sink.Respond(p) == exchange.Continue {
+		return
+	}
+	s.stopped.Store(true)
+	s.abandon(false)
+	if s.group != nil {
+		s.group.Cancel() // the response may not have come from its Respond
+	}
+}
+
+// hurry relays what has not been completed while there is time.
+func (s *continued) hurry() { s.abandon(true) }
+
+// abandon gives up all completions, and relays their first blocks if wanted.
+func (s *continued) abandon(relay bool) {
+	for c := range s.fetches {
+		delete(s.fetches, c)
+		c.steps.Cancel()
+		if relay {
+			s.incomplete(c.block)
+		}
+	}
+}
+
+// End implements exchange.Sink.
+func (s *continued) End(err error) {
+	s.serial.DoAlways(func() {
+		if s.stopped.Load() && errors.Is(err, exchange.ErrCanceled) {
+			err = nil // it is the sink that wanted no more
+		}
+		s.layer.Engine.Unschedule(&s.deadline)
+		s.abandon(err == nil && time.Now().Before(s.until)) // the leg knew of no more servers before T'
+		s.ended = true
+		s.sink.End(err)
+	})
+}

@@ -1,0 +1,215 @@
+package blockwise
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// operation carries out one request in blocks with one server: the request body
+// up, then the response body down (RFC 7959 §2.7).
+type operation struct {
+	upstream *Upstream
+	sink     exchange.Sink
+	request  *exchange.Request // owned, the whole of it, without block options
+	steps    steps
+
+	// Touched by what the serial of steps runs.
+	uploaded  bool   // the request went up in blocks, under tag
+	tag       []byte // Request-Tag of the upload
+	restarted bool   // the upload, or the download, began anew once
+}
+
+func newOperation(u *Upstream, w exchange.Sink, r *exchange.Request) *operation {
+	return &operation{upstream: u, sink: w, request: r, steps: steps{leg: u.next}}
+}
+
+// upload sends the block of the request body at offset. Run by the serial.
+func (o *operation) upload(offset int, szx uint8) {
+	body := o.request.Payload
+	b := wire.Block{SZX: szx}
+	if offset/b.Size() > wire.MaxBlockNum {
+		o.end(tooLargeForServer())
+		return
+	}
+	b.Num = uint32(offset / b.Size())
+	end := min(offset+b.Size(), len(body))
+	b.More = end < len(body)
+	r := *o.request
+	r.Arrival = time.Now()
+	r.Confirmable = true
+	if offset == 0 {
+		o.uploaded = true
+		o.tag = binary.BigEndian.AppendUint32(nil, o.upstream.tags.Add(1)) // FP-74
+		r.Options = withOption(r.Options, wire.Size1, wire.AppendUint(nil, uint32(len(body))))
+	} else {
+		r.Options = withoutOptions(r.Options, wire.IfNoneMatch) // FP-77
+	}
+	r.Options = withOption(withOption(r.Options, wire.Block1, b.Append(nil)), wire.RequestTag, o.tag)
+	r.Payload = body[offset:end]
+	o.steps.begin(&r, &stage{operation: o, upload: true, block: b, offset: offset})
+}
+
+// again makes the whole request once more. Run by the serial.
+func (o *operation) again() {
+	if o.uploaded {
+		o.upload(0, maxSZX)
+		return
+	}
+	r := *o.request
+	r.Arrival = time.Now()
+	o.steps.begin(&r, &stage{operation: o})
+}
+
+// end ends the exchange. It is called once, and nothing is begun after it.
+func (o *operation) end(err error) { o.sink.End(err) }
+
+func (o *operation) fail(err error, detail string) {
+	o.end(&exchange.Failure{Reason: exchange.BadResponse, Detail: detail, Err: err})
+}
+
+// stage is the sink of one request of an operation whose response may be the
+// last: a block of the upload, or a whole request. next is what comes after it,
+// nil when the response has been handed on.
+type stage struct {
+	operation *operation
+	upload    bool
+	block     wire.Block // of an upload, with its offset in the body
+	offset    int
+
+	got  bool
+	next func()
+}
+
+// Respond implements exchange.Sink.
+func (s *stage) Respond(p *exchange.Response) exchange.Verdict {
+	if s.got {
+		return exchange.Stop
+	}
+	s.got = true
+	o := s.operation
+	if s.upload {
+		if s.next = s.uploaded(p); s.next != nil {
+			return exchange.Stop
+		}
+	}
+	s.next = o.answered(p, !s.upload && o.request.Method == wire.FETCH)
+	return exchange.Stop
+}
+
+// End implements exchange.Sink.
+func (s *stage) End(err error) {
+	o := s.operation
+	o.steps.then(func() {
+		if s.next == nil || err != nil {
+			o.end(err)
+			return
+		}
+		s.next()
+	})
+}
+
+// uploaded says how an upload goes on after the response to one of its blocks;
+// nil when it is the response to the request.
+func (s *stage) uploaded(p *exchange.Response) func() {
+	o := s.operation
+	value, ok := wire.First(p.Options, wire.Block1)
+	b, err := wire.ParseBlock(value)
+	known := ok && err == nil
+	switch {
+	case p.Code>>5 == 2 && s.block.More:
+		// Success with or without more blocks to come: the server may as well
+		// act on every block by itself (RFC 7959 §2.3).
+		if !known || b.Num != s.block.Num {
+			return func() { o.fail(nil, "the server answered a body in blocks wrongly") }
+		}
+		// It may want smaller blocks from here on; this one it has taken whole
+		// (RFC 7959 §2.5).
+		offset, szx := s.offset+s.block.Size(), min(b.SZX, s.block.SZX)
+		return func() { o.upload(offset, szx) }
+	case p.Code == codes.RequestEntityTooLarge && s.offset == 0 && known && b.SZX < s.block.SZX:
+		return func() { o.upload(0, b.SZX) } // RFC 7959 §2.9.3
+	case p.Code == codes.RequestEntityIncomplete && s.offset > 0 && !o.restarted:
+		// The server has lost the blocks before this one (RFC 7959 §2.9.2), or
+		// counts them otherwise after it named a smaller size.
+		o.restarted = true
+		return func() { o.upload(0, s.block.SZX) }
+	case p.Code == codes.BadOption && s.offset == 0 && !ok && o.blamesBlock1():
+		o.upstream.noteRefusal(o.request.Target.Addr)
+		return func() { o.end(tooLargeForServer()) }
+	}
+	return nil
+}
+
+// blamesBlock1 reports whether a server that could not process an option can
+// only have meant Block1: all other critical ones belong to the base protocol.
+// One request with a strange option must not spoil the uploads of all clients.
+func (o *operation) blamesBlock1() bool {
+	for _, option := range o.request.Options {
+		switch option.ID {
+		case wire.URIHost, wire.URIPort, wire.URIPath, wire.URIQuery, wire.Accept:
+			continue
+		}
+		if wire.Critical(option.ID) {
+			return false
+		}
+	}
+	return true
+}
+
+// answered takes the response to the whole request: it hands it on, or returns
+// what to do when its exchange has ended. payload says that the requests for
+// further blocks repeat the payload.
+func (o *operation) answered(p *exchange.Response, payload bool) func() {
+	b, more, err := opening(p)
+	switch {
+	case err != nil:
+		return func() { o.fail(err, "the server's blocks do not fit together") }
+	case p.Code == codes.Continue:
+		return func() { o.fail(nil, "the server wants blocks that do not exist") }
+	case !more:
+		o.sink.Respond(withoutBlocks(p))
+		return nil
+	case announced(p) > int64(o.upstream.limit):
+		return o.tooLarge
+	}
+	request := continuing(o.request, payload)
+	if o.uploaded {
+		request.Options = withOption(request.Options, wire.RequestTag, o.tag) // RFC 9175 §3.4
+	}
+	f := &fetch{steps: &o.steps, request: request, first: p.Clone(), limit: o.upstream.limit}
+	f.done = func(err error) { o.fetched(f.first, err) }
+	return func() { f.next(b.SZX) }
+}
+
+// fetched hands on the whole response. Run by the serial.
+func (o *operation) fetched(p *exchange.Response, err error) {
+	var refused *refusal
+	switch {
+	case err == nil:
+		o.sink.Respond(withoutBlocks(p))
+		o.end(nil)
+	case errors.As(err, &refused):
+		o.sink.Respond(withoutBlocks(refused.response))
+		o.end(nil)
+	case errors.Is(err, errChanged) && !o.restarted && isSafe(o.request.Method):
+		o.restarted = true // FP-75
+		o.again()
+	case errors.Is(err, errTooLarge):
+		o.tooLarge()
+	case errors.Is(err, errChanged), errors.Is(err, errBlock):
+		o.fail(err, "the server's blocks do not fit together") // FP-75
+	default:
+		o.end(err)
+	}
+}
+
+// tooLarge ends the exchange for the size of the response body (FP-72).
+func (o *operation) tooLarge() {
+	o.end(exchange.Failf(exchange.BadResponse, "the response body is larger than %d bytes", o.upstream.limit))
+}

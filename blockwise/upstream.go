@@ -1,0 +1,194 @@
+package blockwise
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Upstream is the layer above a leg to a single server: what comes from above
+// are whole bodies, and so is what goes up (FP-72). A request body is sent in
+// blocks when it does not fit one message, a response body is fetched block by
+// block when the server sends it so. It is safe for concurrent use.
+type Upstream struct {
+	next  exchange.Handler
+	limit int
+	tags  atomic.Uint32 // the last Request-Tag
+
+	mu      sync.Mutex
+	refuses *simplelru.LRU[netip.AddrPort, time.Time] // servers without Block1, until when (FP-78)
+}
+
+const (
+	// maxRefusing bounds the servers remembered as without Block1; at the bound
+	// the one remembered first is forgotten, which costs it one request.
+	maxRefusing = 1024
+	// refusalLifetime is how long that is remembered: a server may get a new
+	// firmware.
+	refusalLifetime = time.Hour
+)
+
+// NewUpstream returns an Upstream in front of next. limit is the largest
+// response body in bytes.
+func NewUpstream(next exchange.Handler, limit int) *Upstream {
+	refuses, err := simplelru.NewLRU[netip.AddrPort, time.Time](maxRefusing, nil)
+	if err != nil {
+		panic(err) // the size is a positive constant
+	}
+	u := &Upstream{next: next, limit: limit, refuses: refuses}
+	u.tags.Store(rand.Uint32()) // not those of the process before this one (RFC 9175 §3.4)
+	return u
+}
+
+// Exchange implements exchange.Handler.
+func (u *Upstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if value, ok := wire.First(r.Options, wire.Block2); ok {
+		if b, err := wire.ParseBlock(value); err != nil || b.Num > 0 {
+			return u.next.Exchange(r, w) // FP-76: somebody wants this block alone
+		}
+	}
+	c := &call{upstream: u, sink: w}
+	c.kept.keep(r)
+	if len(r.Payload) <= maxBlockSize {
+		c.adopt(u.next.Exchange(r, c))
+		return c
+	}
+	if u.isRefusing(r.Target.Addr) {
+		return exchange.Fail(w, tooLargeForServer())
+	}
+	o := newOperation(u, w, c.kept.restore())
+	o.steps.serial.DoAlways(func() { o.upload(0, maxSZX) })
+	return &o.steps
+}
+
+// maxBlockSize is the size of the largest blocks: request bodies up to it go to
+// the server in one piece.
+const maxBlockSize = 16 << maxSZX
+
+func (u *Upstream) isRefusing(server netip.AddrPort) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	until, ok := u.refuses.Get(server)
+	return ok && time.Now().Before(until)
+}
+
+// noteRefusal remembers a server without Block1 (FP-78).
+func (u *Upstream) noteRefusal(server netip.AddrPort) {
+	u.mu.Lock()
+	u.refuses.Add(server, time.Now().Add(refusalLifetime))
+	u.mu.Unlock()
+}
+
+// tooLargeForServer is the end of a request with a body that its server does
+// not take in blocks and cannot take in one piece.
+func tooLargeForServer() *exchange.Failure {
+	return &exchange.Failure{Reason: exchange.TooLarge, Detail: "the server takes no bodies in blocks", Limit: maxBlockSize}
+}
+
+// call is an exchange whose request goes to the server in one message. It is
+// the sink and the canceler of it, and hands over to an operation in blocks if
+// the response asks for one.
+type call struct {
+	upstream *Upstream
+	sink     exchange.Sink
+	then     *operation // touched by the serialised calls of the leg only
+	begin    func()     // begins it
+
+	mu       sync.Mutex
+	running  exchange.Canceler // the leg's exchange or the operation; nil before and after
+	canceled bool
+	over     bool
+
+	kept kept
+}
+
+// adopt notes the canceler of the leg's exchange.
+func (c *call) adopt(running exchange.Canceler) {
+	c.mu.Lock()
+	if c.running == nil && !c.over {
+		c.running = running
+	}
+	canceled := c.canceled
+	c.mu.Unlock()
+	if canceled {
+		running.Cancel()
+	}
+}
+
+// Cancel implements exchange.Canceler.
+func (c *call) Cancel() {
+	c.mu.Lock()
+	c.canceled = true
+	running := c.running
+	c.mu.Unlock()
+	if running != nil {
+		running.Cancel()
+	}
+}
+
+// Respond implements exchange.Sink.
+func (c *call) Respond(p *exchange.Response) exchange.Verdict {
+	if c.then != nil {
+		return exchange.Stop
+	}
+	if b, ok := c.wantsBlocks(p); ok {
+		c.then = newOperation(c.upstream, c.sink, c.kept.restore())
+		c.begin = func() { c.then.upload(0, b.SZX) }
+		return exchange.Stop
+	}
+	if _, more, err := opening(p); err == nil && !more && p.Code != codes.Continue {
+		return c.sink.Respond(withoutBlocks(p))
+	}
+	c.then = newOperation(c.upstream, c.sink, c.kept.restore())
+	c.begin = c.then.answered(p, c.then.request.Method == wire.FETCH)
+	return exchange.Stop
+}
+
+// wantsBlocks reports whether a server refuses a body for its size and names a
+// block size that it would take (RFC 7959 §2.5).
+func (c *call) wantsBlocks(p *exchange.Response) (wire.Block, bool) {
+	if p.Code != codes.RequestEntityTooLarge {
+		return wire.Block{}, false
+	}
+	value, ok := wire.First(p.Options, wire.Block1)
+	b, err := wire.ParseBlock(value)
+	return b, ok && err == nil && b.Size() < len(c.kept.packed)-c.kept.payload
+}
+
+// End implements exchange.Sink.
+func (c *call) End(err error) {
+	c.mu.Lock()
+	c.running, c.over = nil, true
+	canceled := c.canceled
+	if c.then != nil && err == nil {
+		c.running = &c.then.steps
+	}
+	c.mu.Unlock()
+	switch {
+	case c.then == nil || err != nil:
+		c.sink.End(err)
+	case canceled:
+		c.sink.End(exchange.ErrCanceled)
+	default:
+		c.then.steps.serial.DoAlways(c.begin)
+	}
+}
+
+// withoutBlocks returns a response without the block options of its leg. p is
+// not changed.
+func withoutBlocks(p *exchange.Response) *exchange.Response {
+	if !wire.Has(p.Options, wire.Block1) && !wire.Has(p.Options, wire.Block2) {
+		return p
+	}
+	q := *p
+	q.Options = withoutOptions(p.Options, wire.Block1, wire.Block2, wire.Size2)
+	return &q
+}
