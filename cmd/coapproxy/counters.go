@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"coapproxy/metrics"
+)
+
+// logCounters writes every counter that is not zero in one log line.
+func logCounters(r *metrics.Registry, log *zap.Logger) {
+	var fields []zap.Field
+	for _, s := range r.Samples() {
+		if s.Value == 0 {
+			continue
+		}
+		name := s.Name
+		if s.Label != "" {
+			name += "{" + s.LabelValue + "}"
+		}
+		fields = append(fields, zap.Int64(name, s.Value))
+	}
+	log.Info("counters", fields...)
+}
+
+// countersOnSignal logs the counters at each SIGUSR1 until ctx ends.
+func countersOnSignal(ctx context.Context, r *metrics.Registry, log *zap.Logger) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+			logCounters(r, log)
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+
+	"coapproxy/config"
+)
+
+// runInit is the subcommand init.
+func runInit(_ context.Context, io stdio, args []string) int {
+	flags := newFlags(io, "init", "[DIR]", "Writes config.yaml and files with fresh secrets into DIR (default: the current directory),\nreadable by their owner only. Existing files are never overwritten.")
+	if code, done := parse(flags, args, 0, 1); done {
+		return code
+	}
+	dir := "."
+	if flags.NArg() == 1 {
+		dir = flags.Arg(0)
+	}
+	paths, err := config.WriteInitial(dir)
+	if err != nil {
+		fmt.Fprintln(io.err, "coapproxy init:", err)
+		return exitFailed
+	}
+	for _, p := range paths {
+		fmt.Fprintln(io.out, "wrote", p)
+	}
+	fmt.Fprintf(io.out, "\nNext:\n  1. edit %[1]s: which groups, on which interfaces, for which clients\n  2. coapproxy check %[1]s\n  3. coapproxy serve --config %[1]s\n", paths[0])
+	return exitOK
+}
+
+// runCheck is the subcommand check.
+func runCheck(_ context.Context, io stdio, args []string) int {
+	flags := newFlags(io, "check", "FILE", "Reads a configuration and prints every problem on a line of its own: file, line, key, what is wrong\nand what to write instead. Exit code 1 when there is one.")
+	if code, done := parse(flags, args, 1, 1); done {
+		return code
+	}
+	c, err := config.Load(flags.Arg(0))
+	if err != nil {
+		fmt.Fprintln(io.err, err)
+		return exitFailed
+	}
+	fmt.Fprintf(io.out, "%s: ok, %d listeners, %d clients, %d groups\n", flags.Arg(0), len(c.Listen), len(c.Clients), len(c.Groups))
+	return exitOK
+}
+
+// runVersion is the subcommand version.
+func runVersion(_ context.Context, io stdio, args []string) int {
+	flags := newFlags(io, "version", "", "Prints the version, the Go version and the commit it was built from.")
+	if code, done := parse(flags, args, 0, 0); done {
+		return code
+	}
+	info, _ := debug.ReadBuildInfo()
+	line := "coapproxy " + version()
+	if info != nil {
+		line += " " + info.GoVersion
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				line += " " + s.Value
+			}
+		}
+	}
+	fmt.Fprintln(io.out, line)
+	return exitOK
+}
+
+// version is the module's version, or "devel" for a build from a checkout.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "devel"
+}
