@@ -47,7 +47,7 @@ type Secrets struct {
 
 // Format keeps the secrets out of logs and error messages, whatever the verb.
 func (s Secrets) Format(f fmt.State, _ rune) {
-	fmt.Fprintf(f, "{PSKIdentity:%s PSK:hidden AdminToken:hidden}", s.PSKIdentity) //nolint:errcheck // there is nobody to tell
+	fmt.Fprintf(f, "{PSKIdentity:%s PSK:hidden AdminToken:hidden}", s.PSKIdentity)
 }
 
 // NewSecrets makes secrets from random, which must be cryptographically secure.

@@ -144,7 +144,7 @@ log: {level: debug, format: json, output: stdout}
 	require.NoError(t, err)
 
 	want := config.Default()
-	eth0 := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+	eth0 := netip.MustParseAddrPort
 	want.Listen = []config.Listener{
 		{Scheme: "coap", Addr: eth0("0.0.0.0:0")},
 		{Scheme: "coap", Addr: eth0("0.0.0.0:0")},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -27,6 +28,13 @@ type Sink interface {
 	// (the single response of a unicast request, T' of a group request), and a
 	// *Failure where the front has something to tell its client.
 	End(error)
+}
+
+// Locator is a Sink that wants to know where its request goes, for its log. The
+// layer that finds out tells it before it passes the request on, and so before
+// any other call; a name is not resolved yet then. The Target is borrowed.
+type Locator interface {
+	Locate(t *Target)
 }
 
 // Verdict is a Sink's answer to a response.
@@ -124,6 +132,19 @@ type Target struct {
 	// Also holds the further groups of a name that resolves to more than one
 	// multicast address (GC-2).
 	Also []GroupAddr
+}
+
+// String returns the scheme and authority of the target as a log shows them,
+// the port always written; empty for no target.
+func (t Target) String() string {
+	switch {
+	case t.Scheme == "":
+		return ""
+	case t.Host == "":
+		return t.Scheme + "://" + t.Addr.String()
+	default:
+		return t.Scheme + "://" + t.Host + ":" + strconv.Itoa(int(t.Addr.Port()))
+	}
 }
 
 // GroupAddr is one more group of a group request.

@@ -325,7 +325,7 @@ func (c *CRI) setAuthority(s string) (reason string) {
 		return "port above 65535"
 	}
 	standard, ok := DefaultPort(c.Scheme)
-	a.Port, a.HasPort = uint16(port), !ok || uint16(port) != standard
+	a.Port, a.HasPort = uint16(port), !ok || port != uint64(standard)
 	if !a.HasPort {
 		a.Port = 0
 	}

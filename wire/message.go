@@ -154,7 +154,7 @@ var (
 	errCode      = errors.New("message code out of range")
 	errToken     = errors.New("token too long")
 	errValue     = errors.New("option value too long")
-	errEmptyCode = errors.New("Empty message with content")
+	errEmptyCode = errors.New("message with code 0.00 and content")
 )
 
 // Append appends the encoded message to buf. Options must be sorted
