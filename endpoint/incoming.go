@@ -35,8 +35,15 @@ func (rx *Reception) refuse(m *wire.Message, code codes.Code, text string) {
 		in.Finish()
 		return
 	}
-	in.Respond(&wire.Message{Code: code, Payload: []byte(text)}, message.NonConfirmable, nil)
+	r := wire.Message{Code: code, Payload: []byte(text)}
+	if code == codes.ServiceUnavailable { // FP-34
+		r.Options = message.Options{{ID: wire.MaxAge, Value: []byte{refusalMaxAge}}}
+	}
+	in.Respond(&r, message.NonConfirmable, nil)
 }
+
+// refusalMaxAge is after how many seconds a refused client may try again.
+const refusalMaxAge = 10
 
 // Incoming is a request waiting for its answer on the message layer. The
 // handler owns it from Accept on and finishes it once, with Respond or Finish;

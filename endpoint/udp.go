@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/ipv4"
@@ -45,7 +44,7 @@ type UDPConn struct {
 	}
 	local      netip.AddrPort
 	packetInfo bool
-	errors     bool
+	errors     *errorQueue // nil: no ICMP errors are asked for
 	rcvbuf     int
 	in, out    []ipv4.Message
 	inOOB      []byte
@@ -58,11 +57,6 @@ const maxDatagram = 4 << 10
 // writeWait is how long a write waits for room in the socket buffer.
 const writeWait = 50 * time.Millisecond
 
-// maxEchoes is how often in a row a datagram that the kernel did not take for
-// an ICMP error is tried again: most often the error is that of an earlier
-// datagram, possibly to another peer, and then it is not told again.
-const maxEchoes = 4
-
 // ListenUDP opens a UDP socket on the address; its port may be 0.
 func ListenUDP(ctx context.Context, local netip.AddrPort, o UDPOptions) (*UDPConn, error) {
 	network := "udp4"
@@ -74,7 +68,7 @@ func ListenUDP(ctx context.Context, local netip.AddrPort, o UDPOptions) (*UDPCon
 	if err != nil {
 		return nil, err
 	}
-	u := &UDPConn{conn: pc.(*net.UDPConn), packetInfo: local.Addr().IsUnspecified() && o.PacketInfo, errors: o.Errors}
+	u := &UDPConn{conn: pc.(*net.UDPConn), packetInfo: local.Addr().IsUnspecified() && o.PacketInfo}
 	bound := u.conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	u.local = netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port())
 	if err := u.setUp(network == "udp6", o); err != nil {
@@ -112,6 +106,9 @@ func (u *UDPConn) setUp(v6 bool, o UDPOptions) error {
 	raw, e := u.conn.SyscallConn()
 	if e != nil {
 		return errors.Join(err, e)
+	}
+	if o.Errors {
+		u.errors = &errorQueue{socket: raw}
 	}
 	note(raw.Control(func(fd uintptr) { note(setSocket(int(fd), v6, o)); u.rcvbuf = receiveBuffer(int(fd)) }))
 	u.in, u.out = make([]ipv4.Message, BatchSize), make([]ipv4.Message, BatchSize)
@@ -183,24 +180,28 @@ func (u *UDPConn) ReadBatch(batch []Datagram) (int, error) {
 				u.fill(&batch[i], &u.in[i])
 			}
 			return n, nil
-		case !u.errors:
+		case u.errors == nil:
 			return 0, err
-		case errors.Is(err, os.ErrDeadlineExceeded): // see noticeErrors
+		case errors.Is(err, os.ErrDeadlineExceeded): // the writer has something
 			if err := u.conn.SetReadDeadline(time.Time{}); err != nil {
 				return 0, err
 			}
 		case !isICMP(err):
 			return 0, err
 		}
-		if n := u.readErrors(batch); n > 0 {
+		u.errors.drain()
+		n, more := u.errors.take(batch)
+		if more {
+			u.wakeReader()
+		}
+		if n > 0 {
 			return n, nil
 		}
 	}
 }
 
-// noticeErrors makes the reader look at the error queue. The kernel tells of
-// an ICMP error once: when sending was told, a reader that waits is not.
-func (u *UDPConn) noticeErrors() { _ = u.conn.SetReadDeadline(time.Unix(1, 0)) }
+// wakeReader makes ReadBatch look for what came back.
+func (u *UDPConn) wakeReader() { _ = u.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 func (u *UDPConn) fill(d *Datagram, m *ipv4.Message) {
 	from, _ := m.Addr.(*net.UDPAddr)
@@ -252,35 +253,6 @@ func appendPath(p Path) []byte {
 	}
 }
 
-// isICMP reports errors that a socket with error queue raises for what an
-// earlier datagram met.
-func isICMP(err error) bool {
-	for _, e := range []syscall.Errno{unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EACCES,
-		unix.EMSGSIZE, unix.EPROTO, unix.ENOPROTOOPT, unix.EHOSTDOWN, unix.EPERM} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
-
-// readErrors empties the socket's error queue: each entry is a datagram of our
-// own with the peer it could not reach.
-func (u *UDPConn) readErrors(batch []Datagram) int {
-	n, err := u.batch.ReadBatch(u.in[:min(len(batch), len(u.in))], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-	if err != nil {
-		return 0
-	}
-	for i := range n {
-		u.fill(&batch[i], &u.in[i])
-		batch[i].Truncated = false
-		batch[i].Undeliverable = errUndeliverable
-	}
-	return n
-}
-
-var errUndeliverable = errors.New("destination unreachable")
-
 // WriteBatch implements PacketConn.
 func (u *UDPConn) WriteBatch(batch []Datagram) (int, error) {
 	batch = batch[:min(len(batch), len(u.out))]
@@ -297,21 +269,27 @@ func (u *UDPConn) WriteBatch(batch []Datagram) (int, error) {
 	}
 	sent, echoes := 0, 0
 	for sent < len(batch) {
-		n, err := u.batch.WriteBatch(u.out[sent:len(batch)], unix.MSG_DONTWAIT)
+		rest := u.out[sent:len(batch)]
+		n, err := u.batch.WriteBatch(rest, unix.MSG_DONTWAIT)
 		if errors.Is(err, unix.EAGAIN) {
-			n, err = u.writeWaiting(u.out[sent:len(batch)])
+			n, err = u.writeWaiting(rest)
 		}
 		if n > 0 {
 			sent += n
 			echoes = 0
 		}
+		// The kernel tells of an ICMP error once, to whoever asks first for
+		// anything, and swallows it when it has sent some of the datagrams.
+		told := u.errors != nil && (err == nil && n < len(rest) || isICMP(err))
+		if told && u.errors.drain() {
+			u.wakeReader()
+		}
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.ENOBUFS):
 			return sent, os.ErrDeadlineExceeded
-		case u.errors && isICMP(err) && echoes < maxEchoes:
+		case told && echoes < maxEchoes:
 			echoes++
-			u.noticeErrors()
 		default:
 			return sent, err
 		}
