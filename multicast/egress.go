@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -30,7 +31,14 @@ type egress struct {
 	users    int // transactions that were sent by it
 	retired  bool
 	freed    *freedTokens
+	index    int       // of the interface when the socket was opened
+	checked  time.Time // when the interface was last looked at
 }
+
+// checkInterval is how long a socket trusts its interface to be the one with
+// that name: dongles and tunnels come back with another index, and a socket that
+// holds the old one sends nowhere.
+const checkInterval = time.Second
 
 // Open opens a packet connection for sending to groups.
 type Open func(ctx context.Context, local netip.AddrPort, m endpoint.MulticastOptions) (endpoint.PacketConn, error)
@@ -54,7 +62,7 @@ func (l *Leg) open(w way) (*egress, error) {
 		stop()
 		return nil, fmt.Errorf("group socket on %s: %w", w.iface, err)
 	}
-	e := &egress{way: w, stop: stop, freed: newFreedTokens(l.config.ReuseList)}
+	e := &egress{way: w, stop: stop, freed: newFreedTokens(l.config.ReuseList), index: iface.Index, checked: l.now()}
 	e.endpoint = endpoint.New(endpoint.Config{Conn: conn, Engine: l.config.Engine, Responses: l, Params: endpoint.DefaultParams(),
 		Dedup: l.config.Dedup, DedupResponses: true, Stats: l.config.EndpointStats, Log: l.config.Log})
 	l.ports[e.endpoint] = e
@@ -110,6 +118,11 @@ func (l *Leg) ways(g *group, addr netip.Addr) ([]*egress, error) {
 		}
 		w := way{v6: addr.Is6(), iface: name, hopLimit: g.HopLimit(addr), loopback: g.Loopback}
 		e := l.egress[w]
+		if e != nil && l.outlived(e) {
+			l.config.Log.Warn("interface has changed; its group socket is opened anew", zap.String("interface", name))
+			l.retirePort(e)
+			e = nil
+		}
 		if e == nil {
 			var err error
 			if e, err = l.open(w); err != nil {
@@ -132,14 +145,37 @@ func (l *Leg) ways(g *group, addr netip.Addr) ([]*egress, error) {
 	return out, nil
 }
 
+// outlived reports whether the interface of an egress is gone or is another one
+// by now. Called under the lock.
+func (l *Leg) outlived(e *egress) bool {
+	now := l.now()
+	if now.Sub(e.checked) < checkInterval {
+		return false
+	}
+	e.checked = now
+	iface, err := l.config.Interface(e.way.iface)
+	return err != nil || iface.Index != e.index
+}
+
+// retirePort takes an egress out of use; its socket is closed when no
+// transaction needs it any more. Called under the lock.
+func (l *Leg) retirePort(e *egress) {
+	e.retired = true
+	delete(l.egress, e.way)
+	if e.users == 0 {
+		delete(l.ports, e.endpoint)
+		e.stop()
+	}
+}
+
 // release ends one use of an egress and frees the Token on it. A port with too
 // many freed Tokens is replaced by a new one (GC-24). Called under the lock.
 func (l *Leg) release(e *egress, token uint64) {
 	e.users--
 	if !e.freed.add(token, l.now()) && !e.retired {
 		l.config.Stats.Rotations.Add(1)
-		e.retired = true
-		delete(l.egress, e.way)
+		l.retirePort(e)
+		return
 	}
 	if e.retired && e.users == 0 {
 		delete(l.ports, e.endpoint)

@@ -324,8 +324,9 @@ next:
 	}
 }
 
-// transmit sends the request, NON (GC-11), by every way of t. Called under the
-// lock.
+// transmit sends the request, NON (GC-11), by every way of t. Nobody waits for
+// a RST: it may come from a server that knows nothing of multicast, and says
+// nothing about the others (GC-15). Called under the lock.
 func (l *Leg) transmit(t *transaction, r *exchange.Request, again bool) {
 	var token [8]byte
 	binary.BigEndian.PutUint64(token[:], t.token)
@@ -389,7 +390,10 @@ func (l *Leg) dequeued(t *transaction) {
 	}
 }
 
-// HandleResponse implements endpoint.ResponseHandler.
+// HandleResponse implements endpoint.ResponseHandler. The Token alone tells the
+// exchange, whatever address and port a response comes from (GP-50, GC-17), and
+// stays in use after it (GC-20). What is known is acknowledged if it wants to
+// be (GC-12), what is not is reset (GP-59).
 func (l *Leg) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.Message) bool {
 	if len(m.Token) != 8 {
 		l.config.Stats.Unknown.Add(1)
@@ -398,17 +402,17 @@ func (l *Leg) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.M
 	token := binary.BigEndian.Uint64(m.Token)
 	l.mu.Lock()
 	t := l.running[token]
-	if t == nil || !t.sentBy(e) { // GP-50
+	if t == nil || !t.sentBy(e) {
 		late := l.isLate(e, token)
 		l.mu.Unlock()
 		if late {
-			l.config.Stats.Late.Add(1) // GP-59
+			l.config.Stats.Late.Add(1)
 		} else {
 			l.config.Stats.Unknown.Add(1)
 		}
 		return false
 	}
-	if !t.group.allows(peer.Addr.Addr()) {
+	if !t.group.allows(peer.Addr.Addr()) { // GC-25
 		l.mu.Unlock()
 		l.config.Stats.Foreign.Add(1)
 		return false

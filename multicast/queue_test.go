@@ -220,6 +220,7 @@ func TestShareKey(t *testing.T) {
 		"FETCH, other body":     {base(fetch("q")), base(fetch("r")), false},
 		"GET and FETCH":         {base(), base(fetch("")), false},
 		"body looks like":       {base(fetch("x\xff\xfe\x00\x01y"), option(0xfffe, "")), base(fetch("x"), option(0xfffe, "y\xff\xfe\x00\x00")), false},
+		"body like an option":   {base(fetch("x"), option(wire.URIPath, "r")), base(fetch("x\x00\x0b\x00\x01r")), false},
 		"body looks like, more": {base(fetch("\xff\xf1\x00\x01ay")), base(fetch("y"), option(0xfff1, "a")), false},
 	} {
 		t.Run(name, func(t *testing.T) {

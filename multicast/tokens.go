@@ -3,8 +3,8 @@ package multicast
 import "time"
 
 // tokenHold is how long a Token waits before it may be used again with the same
-// source port: MIN_TOKEN_REUSE_TIME for servers whose delay is not known
-// (GC-21).
+// source port: MIN_TOKEN_REUSE_TIME for servers whose delay, with the longest
+// Leisure in it, is not known (GC-21, GC-37).
 const tokenHold = 501 * time.Second
 
 // freedTokens holds Tokens that may not be used again yet (GC-24). Its owner

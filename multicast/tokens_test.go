@@ -1,6 +1,7 @@
 package multicast
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -50,6 +51,22 @@ func TestTokensDiffer(t *testing.T) {
 			s.ask(get(nodes4, uint32(i%2)*1000))
 			q := a.request()
 			require.Len(t, q.Token, 8)
+			require.False(t, seen[string(q.Token)])
+			seen[string(q.Token)] = true
+		}
+	})
+}
+
+// A Token that happens to come up again is skipped while it is in use, and while
+// it waits (GC-21).
+func TestTokensAreSkipped(t *testing.T) {
+	inSite(t, nil, func(s *site) {
+		a := s.member("192.0.2.11:5683", "224.0.1.187")
+		seen := make(map[string]bool)
+		for _, seconds := range []uint32{0, 10, 10, 0} {
+			s.leg.tokens = rand.NewChaCha8([32]byte{})
+			s.ask(get(nodes4, seconds))
+			q := a.request()
 			require.False(t, seen[string(q.Token)])
 			seen[string(q.Token)] = true
 		}

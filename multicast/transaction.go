@@ -69,7 +69,9 @@ func (s *subscriber) post(err error) {
 	t.serial.DoAlways(func() { t.end(s, err) })
 }
 
-// respond hands a response to every subscriber. Run by serial.
+// respond hands a response to every subscriber, as it comes (GC-84): an error
+// like a success (GC-31), and one after the other from the same server (GC-34,
+// GP-58). Run by serial.
 func (t *transaction) respond(p *exchange.Response) {
 	for _, s := range t.subscribers {
 		if s.ended {

@@ -208,6 +208,11 @@ func TestForeignSources(t *testing.T) {
 		require.Equal(t, []message.Type{rst}, b.replies())
 		require.Equal(t, []string{"mine"}, w.got())
 		require.EqualValues(t, 2, s.stats.Foreign.Load())
+
+		near := s.member("[fe80::9%eth0]:5683", "ff02::fd")
+		w, _ = s.ask(get("[ff02::fd]:5683", 10))
+		near.answer(near.request(), non, "near")
+		require.Equal(t, []string{"near"}, w.got())
 	})
 }
 
