@@ -95,7 +95,9 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 	return p
 }
 
-// limiter returns nil for a rate of 0, which is no limit.
+// limiter returns nil for a rate of 0, which is no limit. Rates keep one
+// client's requests from becoming a whole group's responses at its will
+// (GC-93).
 func limiter(perSecond float64, burst int) *rate.Limiter {
 	if perSecond <= 0 {
 		return nil

@@ -87,6 +87,18 @@ func TestDeliveryQueue(t *testing.T) {
 	})
 }
 
+// One at a time is the least.
+func TestLeastPacing(t *testing.T) {
+	inGateway(t, paced(0, 1), func(g *gateway) {
+		c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
+		c.ask(groupGet(con, "t", 60))
+		respondAll(a, a.request(), 1, 2)
+		got := c.expect("ACK", "CON 2.05 "+from1+" |1")
+		c.react(got[1], ack)
+		c.react(c.expect("CON 2.05 " + from1 + " |2")[0], ack)
+	})
+}
+
 // GP-33: no response is sent for the first time after T'; one that was sent
 // before is repeated as RFC 7252 says, until it is acknowledged.
 func TestNoFirstTransmissionAfterT(t *testing.T) {

@@ -207,7 +207,11 @@ type request struct {
 	noResponse uint32
 	problem    bool
 	answered   bool
+	target     exchange.Target // for the log
 }
+
+// Locate implements exchange.Locator.
+func (x *request) Locate(t *exchange.Target) { x.target = *t }
 
 // Respond implements exchange.Sink.
 func (x *request) Respond(p *exchange.Response) exchange.Verdict {
@@ -223,7 +227,7 @@ func (x *request) End(err error) {
 	switch {
 	case x.answered:
 	case err != nil:
-		x.send(x.front.fail(x.id, x.in.Peer.Addr, err, x.problem))
+		x.send(x.front.fail(x.id, x.in.Peer.Addr, &x.target, err, x.problem))
 	default:
 		x.in.Finish()
 	}
@@ -247,14 +251,14 @@ func (x *request) send(p *exchange.Response) {
 }
 
 // fail logs and counts a failure and makes its response.
-func (f *Front) fail(id uint64, peer netip.AddrPort, err error, problem bool) *exchange.Response {
+func (f *Front) fail(id uint64, peer netip.AddrPort, target *exchange.Target, err error, problem bool) *exchange.Response {
 	failure := exchange.AsFailure(err)
 	f.Stats.Failures[failure.Reason].Add(1)
 	write := f.Log.Info
 	if failure.Reason == exchange.Internal {
 		write = f.Log.Error
 	}
-	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer),
+	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer), zap.Stringer("target", target),
 		zap.Stringer("reason", failure.Reason), zap.String("detail", failure.Detail), zap.NamedError("cause", failure.Err))
 	p := failureResponse(failure, f.Numbers)
 	if problem && failure.Reason != exchange.HopLimitReached { // whose payload is more than a diagnostic (FP-54)

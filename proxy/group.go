@@ -38,12 +38,17 @@ type groupRequest struct {
 	relayType  message.Type
 	relayed    int // touched by the serialised calls of the sink only
 
+	target exchange.Target // for the log
+
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
 	ended  bool              // guarded by front.mu
 
 	mu      sync.Mutex
 	watched []uint16 // Message IDs of NON responses that a RST may name
 }
+
+// Locate implements exchange.Locator.
+func (x *groupRequest) Locate(t *exchange.Target) { x.target = *t }
 
 // stopEarly looks a request up among the running group exchanges before
 // anything else is done with it. It reports whether that settled the request.
@@ -195,7 +200,7 @@ func (x *groupRequest) End(err error) {
 // refuse sends an error of the proxy's own. It has no Reply-From (GP-39), and
 // goes out for T' = 0 too unless the client asked for silence (GP-34).
 func (x *groupRequest) refuse(err error) {
-	x.answer(x.front.fail(x.id, x.in.Peer.Addr, err, x.problem))
+	x.answer(x.front.fail(x.id, x.in.Peer.Addr, &x.target, err, x.problem))
 }
 
 // answer sends the one response of an exchange that is not a group's, with the
@@ -246,7 +251,7 @@ func (s *relayScratch) release() {
 
 // relayOptions returns the options of a server's response as the client of x
 // gets them: with the address of the server in the client's dialect (GP-51,
-// GP-52, GP-127).
+// GP-52, GP-127), which the client's entry alone tells (GP-129).
 func (s *relayScratch) relayOptions(x *groupRequest, p *exchange.Response) message.Options {
 	numbers := x.front.Numbers
 	draft, legacy := x.dialect != exchange.Legacy, x.dialect != exchange.Draft07

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"coapproxy/access"
+	"coapproxy/blockwise"
 	"coapproxy/endpoint"
 	"coapproxy/endpoint/memnet"
 	"coapproxy/exchange"
@@ -137,8 +138,10 @@ func newGateway(t testing.TB, s *setup) *gateway {
 	for _, a := range []string{proxy4, proxy6, "fe80::100"} {
 		g.own = append(g.own, netip.AddrPortFrom(netip.MustParseAddr(a), 5683))
 	}
-	s.route.Group, s.route.Unicast, s.route.Numbers, s.route.HoldBack, s.route.Log = leg, unicast, &s.numbers, NewHoldBack(), log
-	s.window.Next, s.window.Log = &s.route, log
+	s.route.Group = &blockwise.Continuation{Group: leg, Unicast: unicast, Engine: g.engine, Stats: &blockwise.Stats{}, Log: log}
+	s.route.Unicast = blockwise.NewUpstream(unicast, 1<<20)
+	s.route.Numbers, s.route.HoldBack, s.route.Log = &s.numbers, NewHoldBack(), log
+	s.window.Next, s.window.Log = blockwise.NewDownstream(&s.route, 1<<20, 1<<24, &blockwise.DownstreamStats{}), log
 	policy := access.New(s.access, &s.window, g.heard)
 	s.window.MaxTimeout = policy.MaxTimeout
 	targets := &Targets{Next: policy, Local: Local{}, Numbers: &s.numbers, Names: names, OwnNames: s.ownNames, Zone: g.heard.Zone, Engine: g.engine, Log: log,

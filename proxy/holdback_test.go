@@ -111,7 +111,7 @@ func TestHoldBackMemory(t *testing.T) {
 		keys := make(map[holdKey]string)
 		for _, options := range [][]message.Option{
 			nil, {opt(wire.URIPath, "")}, {opt(wire.URIPath, "ab")}, {opt(wire.URIPath, "a"), opt(wire.URIPath, "b")},
-			{opt(wire.URIQuery, "ab")}, {opt(wire.URIPath, "a"), opt(wire.URIQuery, "b")}, {opt(wire.URIPathAbbrev, "ab")},
+			{opt(wire.URIPath, "a\x0b\x01b")}, {opt(wire.URIPath, "a\x0bb")}, {opt(wire.URIQuery, "ab")}, {opt(wire.URIPath, "a"), opt(wire.URIQuery, "b")}, {opt(wire.URIPathAbbrev, "ab")},
 		} {
 			k := h.key(request(1, options...))
 			require.Empty(t, keys[k])

@@ -23,6 +23,7 @@ func TestLocal(t *testing.T) {
 		"links":          {codes.GET, core, "2.05 12=28"},
 		"wanted":         {codes.GET, append(core, opt(wire.Accept, "\x28")), "2.05 12=28"},
 		"not acceptable": {codes.GET, append(core, opt(wire.Accept, "\x32")), "4.06 |only application/link-format"},
+		"malformed T'":   {codes.GET, append(core, opt(wire.MulticastTimeout, "12345")), "2.05 12=28"}, // elective, and not ours here
 		"method":         {codes.PUT, core, "4.05 14= |only GET"},
 		"other path":     {codes.GET, core[1:], "4.04 |this is a proxy; name a target with Proxy-Uri or Proxy-Scheme"},
 		"no path":        {codes.GET, nil, "4.04 |this is a proxy; name a target with Proxy-Uri or Proxy-Scheme"},
@@ -31,7 +32,7 @@ func TestLocal(t *testing.T) {
 			inGateway(t, nil, func(g *gateway) {
 				for _, from := range []string{userAddr, "[2001:db8:5::1]:40000", "203.0.200.1:1"} {
 					c := g.peer(from)
-					c.ask(msg(con, tt.method, "t", tt.options...))
+					c.ask(msg(con, tt.method, "t", append([]message.Option{}, tt.options...)...))
 					c.expect("ACK " + tt.want)
 				}
 			})

@@ -28,9 +28,11 @@ func understoodInRequest(id message.OptionID, numbers *wire.Numbers, second mess
 }
 
 // checkRequestOptions carries out FP-20 and FP-22 on the options of a proxy
-// request: an option that is unsafe to forward and not understood, has a value
-// of a length it cannot have, or occurs too often, cannot be processed. What is
-// safe to forward goes through, critical or not (FP-21).
+// request, to a group as to a server (GC-74): an option that is unsafe to
+// forward and not understood, has a value of a length it cannot have, or occurs
+// too often, cannot be processed; Q-Block1 and Q-Block2 (GC-53, FP-79) and what
+// drafts have for more responses (GC-77) are of this kind. What is safe to
+// forward goes through, critical or not (FP-21).
 func checkRequestOptions(r *exchange.Request, numbers *wire.Numbers) *exchange.Failure {
 	second := legacyTimeout(r.Client, numbers)
 	previous := message.OptionID(0)

@@ -76,7 +76,8 @@ func (t *Route) fitsGroup(r *exchange.Request) *exchange.Failure {
 }
 
 // onward appends the options of the request for the next hop to options
-// (FP-24, GC-72).
+// (FP-24, GC-72). Block2 goes on: a client may ask a group for blocks (GC-50).
+// So does Hop-Limit, less one: a member of a group may be a proxy (GC-75).
 func (t *Route) onward(r *exchange.Request, options message.Options) (message.Options, *exchange.Failure) {
 	group := r.Target.Group
 	hop := []byte{t.HopLimit}
@@ -98,7 +99,8 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 		case wire.MaxAge, wire.Observe:
 			// Max-Age means nothing in a request; observing is the proxy's own
 			// business, and a plain response is the permitted answer to a
-			// registration that is not accepted (RFC 7641 §4.1).
+			// registration that is not accepted (RFC 7641 §4.1). With T' = 0
+			// there is none anyway (GP-36).
 			continue
 		case wire.Block1:
 			if group {
@@ -138,7 +140,8 @@ type checked struct {
 	end   error // replaces the regular end
 }
 
-// Respond implements exchange.Sink.
+// Respond implements exchange.Sink. What can be processed is the client's
+// business, a challenge with Echo, too (GC-76).
 func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 	if f := checkResponse(p); f != nil {
 		c.route.Log.Info("unusable response", zap.Uint64("exchange", c.id), zap.Stringer("server", p.From), zap.String("reason", f.Detail))

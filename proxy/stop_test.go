@@ -209,6 +209,9 @@ func TestReset(t *testing.T) {
 				require.EqualValues(t, 1, g.groups.Late.Load())
 				c.react(got[len(got)-1], rst)
 				require.EqualValues(t, 1, g.stats.ResetStops.Load())
+				if typ == non { // nobody waits for it any more
+					require.EqualValues(t, 1, g.messages.ResetsReceived.Load())
+				}
 
 				// As after an Early Stop, the Token is known for a while.
 				c.ask(earlyStop(con, "t"))

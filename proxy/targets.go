@@ -59,7 +59,10 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		return exchange.Fail(w, f)
 	}
 	r.Options = options
-	if d.scheme != "coap" {
+	if l, ok := w.(exchange.Locator); ok {
+		l.Locate(&exchange.Target{Scheme: d.scheme, Host: d.host, Addr: netip.AddrPortFrom(d.addr, d.port)})
+	}
+	if d.scheme != "coap" { // which leaves nothing for FP-87 to guard
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "scheme %s is not served", d.scheme)) // FP-7, GP-22
 	}
 	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host}
@@ -117,8 +120,9 @@ func isProxyRequest(options message.Options) bool {
 	return false
 }
 
-// split separates the destination from the options of a proxy request. It
-// appends what the onward request keeps to options.
+// split separates the destination, and Multicast-Timeout (GP-28), from the
+// options of a proxy request. It appends what the onward request keeps to
+// options, repeated ones in their order (FP-23).
 func (t *Targets) split(r *exchange.Request, options message.Options) (destination, message.Options, *exchange.Failure) {
 	var d destination
 	uri, whole, f := absolute(r.Options)

@@ -194,6 +194,15 @@ func TestTarget(t *testing.T) {
 	}
 }
 
+// The address a request was sent to is the proxy's, whatever it knows of its
+// addresses (FP-4, FP-8).
+func TestAddressAsked(t *testing.T) {
+	unaware := func(targets *Targets) { targets.Own = func(netip.AddrPort) bool { return false } }
+	require.Equal(t, "local", resolve(t, unaware, opt(wire.ProxyScheme, "coap")).where)
+	require.Equal(t, "local", resolve(t, unaware, uri("coap://"+proxy4+"/r")).where)
+	require.Equal(t, "next", resolve(t, unaware, uri("coap://"+proxy4+":61616/r")).where)
+}
+
 // GC-2: a name that stands for several groups is a request to all of them, each
 // once. An interface is meant by its name.
 func TestGroupTargets(t *testing.T) {
