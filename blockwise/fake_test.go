@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -23,10 +22,16 @@ var (
 	origin = netip.MustParseAddrPort("[2001:db8::7]:5683")
 )
 
+// tester is a test, or one run of a property.
+type tester interface {
+	require.TestingT
+	Helper()
+}
+
 // checkingSink records what it gets and fails the test when its caller breaks
 // the contract of an exchange.
 type checkingSink struct {
-	t       testing.TB
+	t       tester
 	verdict func(n int) exchange.Verdict // after the nth response; nil: always Continue
 	during  func(n int)                  // called inside Respond
 
@@ -137,7 +142,7 @@ func scribble(options message.Options, payload []byte) {
 }
 
 // talk makes an exchange and returns its sink.
-func talk(t testing.TB, h exchange.Handler, r *exchange.Request) *checkingSink {
+func talk(t tester, h exchange.Handler, r *exchange.Request) *checkingSink {
 	w := &checkingSink{t: t}
 	ask(h, r, w)
 	return w
@@ -147,7 +152,7 @@ func talk(t testing.TB, h exchange.Handler, r *exchange.Request) *checkingSink {
 // response, else with asked[i].respond and end. It keeps the contract, and
 // destroys every response it has lent.
 type fakeLeg struct {
-	t      testing.TB
+	t      tester
 	answer func(r *exchange.Request) *exchange.Response
 	fail   func(r *exchange.Request) error
 	// before is called inside Exchange before anything else.
@@ -266,9 +271,9 @@ func (a *asked) Cancel() {
 // block returns a block option of the request, and whether there is one.
 func (a *asked) block(id message.OptionID) (wire.Block, bool) { return blockOf(a.t(), a.Options, id) }
 
-func (a *asked) t() testing.TB { return a.leg.t }
+func (a *asked) t() tester { return a.leg.t }
 
-func blockOf(t testing.TB, options message.Options, id message.OptionID) (wire.Block, bool) {
+func blockOf(t tester, options message.Options, id message.OptionID) (wire.Block, bool) {
 	t.Helper()
 	value, ok := wire.First(options, id)
 	b, err := wire.ParseBlock(value)
@@ -288,7 +293,7 @@ func blockOption(id message.OptionID, num int, more bool, szx uint8) message.Opt
 	return option(id, wire.Block{Num: uint32(num), More: more, SZX: szx}.Append([]byte{}))
 }
 
-func uintOf(t testing.TB, options message.Options, id message.OptionID) uint32 {
+func uintOf(t tester, options message.Options, id message.OptionID) uint32 {
 	t.Helper()
 	value, ok := wire.First(options, id)
 	require.True(t, ok, "option %d", id)
@@ -329,7 +334,7 @@ func content(payload []byte, options ...message.Option) *exchange.Response {
 
 // slice returns the block of a body that a Block2 option asks for, as a server
 // does that sends blocks of at most the given size.
-func slice(t testing.TB, body []byte, options message.Options, szx uint8, extra ...message.Option) *exchange.Response {
+func slice(t tester, body []byte, options message.Options, szx uint8, extra ...message.Option) *exchange.Response {
 	asked, wishes := blockOf(t, options, wire.Block2)
 	if wishes {
 		szx = min(szx, asked.SZX)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
-	"testing"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -16,7 +15,7 @@ import (
 // modelServer is an origin server that takes and gives bodies in blocks of at
 // most one size, and complains about requests that no client may send it.
 type modelServer struct {
-	t    testing.TB
+	t    tester
 	szx1 uint8 // wants request blocks of at most this size
 	szx2 uint8 // sends response blocks of at most this size
 	// wants4_13: refuses a first block larger than szx1 instead of taking it.
@@ -119,12 +118,13 @@ func (s *modelServer) take(r *exchange.Request, b wire.Block, key string) *excha
 
 // block returns a further block of a response.
 func (s *modelServer) block(r *exchange.Request, key string) *exchange.Response {
-	if r.Method == wire.FETCH && len(r.Payload) > 0 {
-		key = fmt.Sprintf("payload %s", r.Payload)
-	} else if len(r.Payload) > 0 {
+	p := s.results[key]
+	switch q := s.results[fmt.Sprintf("payload %s", r.Payload)]; {
+	case r.Method == wire.FETCH && q != nil:
+		p = q
+	case len(r.Payload) > 0:
 		s.complain(r, "payload with a further block")
 	}
-	p := s.results[key]
 	if p == nil {
 		s.complain(r, "no such transfer")
 		return &exchange.Response{Code: codes.RequestEntityIncomplete}

@@ -21,7 +21,7 @@ const (
 )
 
 // echoLeg answers every request with 2.04 and remembers it.
-func echoLeg(t testing.TB) *fakeLeg {
+func echoLeg(t tester) *fakeLeg {
 	return &fakeLeg{t: t, answer: func(*exchange.Request) *exchange.Response {
 		return &exchange.Response{Code: codes.Changed, Options: message.Options{option(wire.ETag, []byte{1})}}
 	}}
@@ -40,7 +40,7 @@ func put(body []byte, num int, szx uint8, options ...message.Option) *exchange.R
 }
 
 // requireContinue checks the answer to a block that is not the last.
-func requireContinue(t testing.TB, w *checkingSink, num int, szx uint8) {
+func requireContinue(t tester, w *checkingSink, num int, szx uint8) {
 	t.Helper()
 	p := w.one()
 	require.Equal(t, codes.Continue, p.Code)
@@ -168,7 +168,8 @@ func TestUploadRepeatedBlock(t *testing.T) {
 
 	other := bytes.Clone(body)
 	other[100]++
-	talk(t, d, put(other, 1, 2)).failure(exchange.Incomplete) // not the same block
+	talk(t, d, put(other, 1, 2)).failure(exchange.Incomplete)      // not the same block
+	talk(t, d, put(body[:128], 1, 2)).failure(exchange.Incomplete) // not the last one before
 
 	talk(t, d, put(body, 3, 2)).one()
 	require.Equal(t, body, leg.last().Payload)

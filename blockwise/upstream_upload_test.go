@@ -20,7 +20,7 @@ func changed(*exchange.Request, []byte) *exchange.Response {
 }
 
 // requireBlocks checks the offsets and sizes of the Block1 blocks sent.
-func requireBlocks(t testing.TB, leg *fakeLeg, body []byte, want ...wire.Block) {
+func requireBlocks(t tester, leg *fakeLeg, body []byte, want ...wire.Block) {
 	t.Helper()
 	var got []wire.Block
 	for _, a := range leg.requests() {
@@ -69,10 +69,6 @@ func TestUpstreamUploadTakesItsTime(t *testing.T) {
 		began := time.Now()
 		w := talk(t, NewUpstream(leg, testLimit), request(codes.PUT, bodyOf(4000)))
 		leg.wg.Wait()
-		for range 4 {
-			synctest.Wait()
-			leg.wg.Wait()
-		}
 		w.one()
 		for i, a := range leg.requests() {
 			require.Equal(t, began.Add(time.Duration(i)*time.Minute), a.Arrival)
@@ -137,11 +133,12 @@ func TestUpstreamSmallBodyInBlocks(t *testing.T) {
 	require.Equal(t, codes.RequestEntityTooLarge, p.Code)
 	require.Empty(t, p.Options)
 
-	leg.answer = func(*exchange.Request) *exchange.Response { return &exchange.Response{Code: codes.RequestEntityTooLarge} }
+	leg.answer = func(*exchange.Request) *exchange.Response {
+		return &exchange.Response{Code: codes.RequestEntityTooLarge}
+	}
 	require.Equal(t, codes.RequestEntityTooLarge, talk(t, u, request(codes.PUT, bodyOf(150))).one().Code)
 
-	leg.answer = refuses // for ever: the size goes down, so it ends
-	leg.asked = nil
+	leg.asked = nil // and one that is never content: the size goes down, so it ends
 	leg.answer = func(r *exchange.Request) *exchange.Response {
 		p := refuses(r)
 		if b, ok := blockOf(t, r.Options, wire.Block1); ok {
