@@ -38,7 +38,7 @@ func listenUDP(t *testing.T, local netip.Addr, o UDPOptions) *UDPConn {
 }
 
 // plain is a socket without any of this package's code.
-func plain(t *testing.T, local netip.Addr) *net.UDPConn {
+func plainSocket(t *testing.T, local netip.Addr) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, 0)))
 	require.NoError(t, err)
@@ -99,7 +99,7 @@ func TestUDPPacketInfo(t *testing.T) {
 	for _, local := range asked {
 		u := listenUDP(t, unspecified(local), UDPOptions{PacketInfo: true})
 		require.True(t, u.LocalAddr().Addr().IsUnspecified())
-		client := plain(t, local)
+		client := plainSocket(t, local)
 		to := netip.AddrPortFrom(local, u.LocalAddr().Port())
 		for _, via := range []string{"peer as read", "peer by address"} {
 			_, err := client.WriteToUDPAddrPort([]byte("q"), to)
@@ -126,7 +126,7 @@ func TestUDPPacketInfo(t *testing.T) {
 func TestUDPLongDatagram(t *testing.T) {
 	for _, local := range loopbacks(t) {
 		u := listenUDP(t, local, UDPOptions{})
-		client := plain(t, local)
+		client := plainSocket(t, local)
 		for _, length := range []int{maxDatagram, maxDatagram + 1, 60000, 5} {
 			_, err := client.WriteToUDPAddrPort(make([]byte, length), u.LocalAddr())
 			require.NoError(t, err)
@@ -256,7 +256,7 @@ func TestUDPErrors(t *testing.T) {
 		good := listenUDP(t, local, UDPOptions{ReceiveBuffer: 1 << 20})
 		var gone []netip.AddrPort
 		for range closed {
-			c := plain(t, local)
+			c := plainSocket(t, local)
 			gone = append(gone, netip.AddrPortFrom(local, c.LocalAddr().(*net.UDPAddr).AddrPort().Port()))
 			require.NoError(t, c.Close())
 		}
@@ -347,10 +347,10 @@ func TestUDPErrorNoticedByWriter(t *testing.T) {
 	u := listenUDP(t, local, UDPOptions{Errors: true})
 	r := &refusing{PacketConn: u.batch.(*ipv4.PacketConn)}
 	u.batch = r
-	closed := plain(t, local)
+	closed := plainSocket(t, local)
 	gone := closed.LocalAddr().(*net.UDPAddr).AddrPort()
 	require.NoError(t, closed.Close())
-	good := plain(t, local).LocalAddr().(*net.UDPAddr).AddrPort()
+	good := plainSocket(t, local).LocalAddr().(*net.UDPAddr).AddrPort()
 
 	for start := time.Now(); r.told == 0; {
 		require.Less(t, time.Since(start), 10*time.Second, "no ICMP error")
@@ -380,7 +380,7 @@ func TestUDPErrorNoticedByWriter(t *testing.T) {
 		read <- err
 	}()
 	time.Sleep(time.Millisecond)
-	_, err := plain(t, local).WriteToUDPAddrPort([]byte("y"), u.LocalAddr())
+	_, err := plainSocket(t, local).WriteToUDPAddrPort([]byte("y"), u.LocalAddr())
 	require.NoError(t, err)
 	require.NoError(t, <-read)
 }

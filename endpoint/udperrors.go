@@ -51,15 +51,15 @@ func (q *errorQueue) drain() bool {
 				return // it is empty
 			}
 			if len(q.returned) < maxReturned {
-				q.returned = append(q.returned, Datagram{Peer: Peer{Addr: addrPortOf(from)}, Data: header[:n], Undeliverable: errUndeliverable})
+				q.returned = append(q.returned, Datagram{Peer: Peer{Addr: sockaddrAddrPort(from)}, Data: header[:n], Undeliverable: errUndeliverable})
 			}
 		}
 	})
 	return len(q.returned) > 0
 }
 
-// addrPortOf is an address as peers have it.
-func addrPortOf(a unix.Sockaddr) netip.AddrPort {
+// sockaddrAddrPort is an address as peers have it.
+func sockaddrAddrPort(a unix.Sockaddr) netip.AddrPort {
 	switch a := a.(type) {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
