@@ -74,11 +74,7 @@ func (m *Message) Decode(datagram []byte) error {
 	m.Type = message.Type(datagram[0] >> 4 & 3)
 	m.Code = codes.Code(datagram[1])
 	m.ID = binary.BigEndian.Uint16(datagram[2:])
-	m.Token, m.Payload = nil, nil
-	if cap(m.Options) > keptOptions {
-		m.Options = nil
-	}
-	m.Options = m.Options[:0]
+	m.reset()
 
 	switch m.Code >> 5 {
 	case 1, 6, 7:
@@ -105,6 +101,15 @@ func (m *Message) Decode(datagram []byte) error {
 		m.Token = data[:tokenLen:tokenLen]
 	}
 	return m.decodeOptions(data[tokenLen:])
+}
+
+// reset forgets what the last decoding left, but for the array of options.
+func (m *Message) reset() {
+	m.Token, m.Payload = nil, nil
+	if cap(m.Options) > keptOptions {
+		m.Options = nil
+	}
+	m.Options = m.Options[:0]
 }
 
 // decodeOptions reads what follows the token.
@@ -164,26 +169,47 @@ func (m *Message) Append(buf []byte) ([]byte, error) {
 	if err := m.encodable(); err != nil {
 		return buf, err
 	}
-	out := append(buf, 0, byte(m.Code), byte(m.ID>>8), byte(m.ID))
-	tokenLen := len(m.Token)
+	first := 1<<6 | byte(m.Type)<<4 | tokenNibble(len(m.Token))
+	out := append(buf, first, byte(m.Code), byte(m.ID>>8), byte(m.ID))
+	out, err := m.appendOptions(appendToken(out, m.Token))
+	if err != nil {
+		return buf, err
+	}
+	return out, nil
+}
+
+// tokenNibble is the token length as the header has it.
+func tokenNibble(tokenLen int) byte {
 	switch {
 	case tokenLen >= tkl16Base:
-		out = append(out, byte((tokenLen-tkl16Base)>>8), byte(tokenLen-tkl16Base))
-		tokenLen = tkl16
+		return tkl16
 	case tokenLen >= tkl8Base:
-		out = append(out, byte(tokenLen-tkl8Base))
-		tokenLen = tkl8
+		return tkl8
 	}
-	out[len(buf)] = 1<<6 | byte(m.Type)<<4 | byte(tokenLen)
-	out = append(out, m.Token...)
+	return byte(tokenLen)
+}
 
+// appendToken appends the extended token length, if it takes one, and the
+// token (RFC 8974 §2.1).
+func appendToken(out, token []byte) []byte {
+	switch tokenNibble(len(token)) {
+	case tkl16:
+		out = binary.BigEndian.AppendUint16(out, uint16(len(token)-tkl16Base))
+	case tkl8:
+		out = append(out, byte(len(token)-tkl8Base))
+	}
+	return append(out, token...)
+}
+
+// appendOptions appends what follows the token.
+func (m *Message) appendOptions(out []byte) ([]byte, error) {
 	n, err := m.Options.Marshal(out[len(out):cap(out)])
 	if errors.Is(err, message.ErrTooSmall) {
 		out = slices.Grow(out, n+1+len(m.Payload))
 		n, err = m.Options.Marshal(out[len(out):cap(out)])
 	}
 	if err != nil {
-		return buf, err
+		return nil, err
 	}
 	out = out[:len(out)+n]
 	if len(m.Payload) > 0 {
@@ -193,8 +219,7 @@ func (m *Message) Append(buf []byte) ([]byte, error) {
 	return out, nil
 }
 
-// encodable finds what the format cannot express, and what the option codec
-// would encode wrongly without an error.
+// encodable finds what the format cannot express.
 func (m *Message) encodable() error {
 	switch {
 	case m.Type < message.Confirmable || m.Type > message.Reset:
@@ -206,6 +231,12 @@ func (m *Message) encodable() error {
 	case m.Code == codes.Empty && len(m.Token)+len(m.Options)+len(m.Payload) > 0:
 		return errEmptyCode // RFC 7252 §4.1
 	}
+	return m.sortedOptions()
+}
+
+// sortedOptions finds options that the codec would encode wrongly without an
+// error.
+func (m *Message) sortedOptions() error {
 	previous := message.OptionID(0)
 	for i := range m.Options {
 		if m.Options[i].ID < previous {
