@@ -58,6 +58,7 @@ type Config struct {
 // for concurrent use.
 type Endpoint struct {
 	Config
+	id    uint64 // in Origin
 	out   outbox
 	dedup *dedup
 
@@ -83,7 +84,7 @@ type idSequence struct {
 
 // New returns an Endpoint; Serve makes it work.
 func New(c Config) *Endpoint {
-	e := &Endpoint{Config: c, pending: make(map[messageKey]pending), seed: maphash.MakeSeed(), dedup: newDedup(c.Dedup, c.Stats)}
+	e := &Endpoint{Config: c, id: c.Engine.NextID(), pending: make(map[messageKey]pending), seed: maphash.MakeSeed(), dedup: newDedup(c.Dedup, c.Stats)}
 	e.out = outbox{conn: c.Conn, engine: c.Engine, stats: c.Stats, failed: e.sendFailed}
 	for i := range e.ids {
 		e.ids[i].next.Store(rand.Uint32() & 0xffff)

@@ -17,14 +17,68 @@ import (
 type Reception struct {
 	Peer Peer
 	Path Path
-	// Now is when the datagram was read.
+	// Now is when the request was read.
 	Now      time.Time
 	endpoint *Endpoint
-	entry    handle // none when the request is not remembered
+	entry    handle  // none when the request is not remembered
+	stream   *Stream // the connection it came by, then endpoint is nil
 }
 
-// Endpoint is the message layer that received the request.
+// Origin tells client endpoints apart: the local port and the transport address
+// of the client, or the connection. It is comparable and never reused.
+type Origin struct {
+	layer uint64
+	peer  netip.AddrPort
+}
+
+// Endpoint is the message layer that received the request, nil for one that
+// came by a connection.
 func (rx *Reception) Endpoint() *Endpoint { return rx.endpoint }
+
+// Origin is the client endpoint that a Token belongs to.
+func (rx *Reception) Origin() Origin {
+	if rx.stream != nil {
+		return Origin{layer: rx.stream.id}
+	}
+	return Origin{layer: rx.endpoint.id, peer: rx.Peer.Addr}
+}
+
+// Local is the address and port the request was sent to (FP-4).
+func (rx *Reception) Local() netip.AddrPort {
+	if rx.stream != nil {
+		return rx.stream.local
+	}
+	local := rx.endpoint.LocalAddr()
+	if rx.Path.Local.IsValid() {
+		return netip.AddrPortFrom(rx.Path.Local, local.Port())
+	}
+	return local
+}
+
+// Security is what the client has proven about itself; nil for nothing.
+func (rx *Reception) Security() *exchange.Security {
+	if rx.stream != nil {
+		return rx.stream.security
+	}
+	return nil
+}
+
+// Reliable reports a transport that delivers in order or breaks: message types,
+// acknowledgements and Message IDs do not exist there (RFC 8323 §3).
+func (rx *Reception) Reliable() bool { return rx.stream != nil }
+
+// MaxPayload is the longest response payload in bytes that the client takes in
+// one message, beside options of usual size.
+func (rx *Reception) MaxPayload() int {
+	if rx.stream != nil {
+		return rx.stream.maxPayload()
+	}
+	return maxDatagramPayload
+}
+
+// maxDatagramPayload is the payload that fits a datagram on any path (RFC 7252
+// §4.6).
+const maxDatagramPayload = 1024
 
 // refuse answers a request that never reached the handler; one that was sent to
 // a group gets no error (GC-95).
@@ -47,15 +101,19 @@ const refusalMaxAge = 10
 
 // Incoming is a request waiting for its answer on the message layer. The
 // handler owns it from Accept on and finishes it once, with Respond or Finish;
-// before that it may Ack. It is safe for concurrent use.
+// before that it may Ack and Relay. It is safe for concurrent use.
+//
+// It serves datagrams and connections alike. On a connection there is nothing
+// to acknowledge, and message types are ignored.
 type Incoming struct {
 	Peer Peer
 	// Path is the way back: of a request that was sent to a group, it leaves
 	// the choice of the source address to the routing table (RFC 7252 §8.2).
 	Path        Path
-	Confirmable bool
+	Confirmable bool   // on a connection: true
 	Token       []byte // owned
 	endpoint    *Endpoint
+	stream      *Stream // the connection it came by, then endpoint is nil
 	entry       handle
 	id          uint16
 	inline      [8]byte
@@ -70,20 +128,65 @@ type Incoming struct {
 // copied afterwards.
 func (in *Incoming) Accept(rx *Reception, m *wire.Message) {
 	in.Peer, in.Path, in.Confirmable = rx.Peer, rx.Path, m.Type == message.Confirmable
-	in.endpoint, in.entry, in.id = rx.endpoint, rx.entry, m.ID
+	in.endpoint, in.entry, in.id, in.stream = rx.endpoint, rx.entry, m.ID, rx.stream
 	in.Token = append(in.inline[:0], m.Token...)
 	if in.Path.Local.IsMulticast() {
 		in.Path.Local = netip.Addr{}
 	}
+	if in.stream != nil {
+		in.stream.accepted(in)
+	}
 }
 
-// Endpoint is the message layer the request came through.
+// Endpoint is the message layer the request came through, nil for one that came
+// by a connection.
 func (in *Incoming) Endpoint() *Endpoint { return in.endpoint }
+
+// Origin is the client endpoint that the Token belongs to.
+func (in *Incoming) Origin() Origin {
+	if in.stream != nil {
+		return Origin{layer: in.stream.id}
+	}
+	return Origin{layer: in.endpoint.id, peer: in.Peer.Addr}
+}
+
+// Reliable is Reception.Reliable.
+func (in *Incoming) Reliable() bool { return in.stream != nil }
+
+// CancelWhenGone has c canceled when the connection of the client ends before
+// the request is finished, at once if it has ended already: nobody is left to
+// respond to (GP-44). It does nothing for a request that came as a datagram or is
+// finished.
+func (in *Incoming) CancelWhenGone(c exchange.Canceler) {
+	if in.stream != nil {
+		in.stream.cancelWhenGone(in, c)
+	}
+}
+
+// Relay sends one of several responses as a message of its own, of the given
+// type. m needs Code, Options and Payload only. It returns the Message ID, by
+// which w is told what becomes of the message, until Settle; w may be nil for a
+// non-confirmable one. On a connection w is never called and the ID is 0.
+func (in *Incoming) Relay(m *wire.Message, typ message.Type, w Watcher) (uint16, error) {
+	m.Token = in.Token
+	if in.stream != nil {
+		return 0, in.stream.respond(m)
+	}
+	m.Type, m.ID = typ, in.endpoint.NextID(in.Peer.Addr)
+	return m.ID, in.endpoint.Send(in.Peer, in.Path, m, w)
+}
+
+// Settle ends the wait for what becomes of a message that was relayed.
+func (in *Incoming) Settle(id uint16) {
+	if in.stream == nil {
+		in.endpoint.Settle(in.Peer.Addr, id)
+	}
+}
 
 // AckLater has an empty ACK sent if the request is confirmable and not
 // answered within the processing delay (FP-30).
 func (in *Incoming) AckLater() {
-	if !in.Confirmable {
+	if !in.Confirmable || in.stream != nil {
 		return
 	}
 	in.mu.Lock()
@@ -100,7 +203,7 @@ func (in *Incoming) AckLater() {
 func (in *Incoming) Ack() {
 	in.mu.Lock()
 	defer in.mu.Unlock() // the entry is good until finished is set
-	if in.acked || in.finished || !in.Confirmable {
+	if in.acked || in.finished || !in.Confirmable || in.stream != nil {
 		return
 	}
 	in.acked = true
@@ -118,8 +221,13 @@ func (in *Incoming) Respond(m *wire.Message, separate message.Type, w Watcher) {
 	if !in.finish() {
 		return
 	}
-	e := in.endpoint
 	m.Token = in.Token
+	if in.stream != nil {
+		_ = in.stream.respond(m)
+		in.stream.finished(in)
+		return
+	}
+	e := in.endpoint
 	if in.Confirmable && !in.acked {
 		m.Type, m.ID = message.Acknowledgement, in.id
 		err := e.out.put(in.Peer, in.Path, m, func(encoded []byte) { in.forget(encoded) })
@@ -160,6 +268,10 @@ func (in *Incoming) finish() bool {
 
 // forget tells the duplicate detection what a repetition gets.
 func (in *Incoming) forget(reply []byte) {
+	if in.stream != nil {
+		in.stream.finished(in)
+		return
+	}
 	if in.entry != none {
 		in.endpoint.dedup.finish(in.entry, reply)
 	}

@@ -1,0 +1,430 @@
+package endpoint
+
+import (
+	"context"
+	crand "crypto/rand"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// StreamClientConfig says how a StreamClient behaves.
+type StreamClientConfig struct {
+	StreamConfig
+	// TLS has the trusted authorities and the own certificate for coaps+tcp and
+	// coaps+ws; nil: these schemes are not served.
+	TLS *tls.Config
+	// Dial opens a TCP connection; nil: that of package net.
+	Dial func(ctx context.Context, server netip.AddrPort) (net.Conn, error)
+	// Timeout bounds the wait for a response, from the arrival of the request
+	// (FP-32).
+	Timeout time.Duration
+	// Connections bounds the servers that there is a connection to at a time.
+	Connections int
+	// Calls bounds the requests to one server that are waiting for the connection
+	// or the response (FP-35).
+	Calls int
+	// Unused is how long a connection without requests is kept.
+	Unused time.Duration
+	// RetryMin and RetryMax bound the pause after an attempt to connect that
+	// failed; it doubles each time. Requests are refused in the meantime.
+	RetryMin, RetryMax time.Duration
+}
+
+// StreamClient is the leg that carries a request to one server over TCP, TLS or
+// WebSocket (RFC 8323), by the scheme of its target. There is one connection per
+// server, opened when it is needed. It implements exchange.Handler; what it
+// sends are the options of the request as they are.
+type StreamClient struct {
+	config StreamClientConfig
+	ctx    context.Context
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	links    map[serverKey]*link
+	failures *simplelru.LRU[serverKey, failedServer]
+	count    int // links that have not ended, those replaced included
+	tokens   *rand.ChaCha8
+}
+
+// serverKey tells servers apart: under another name another certificate counts.
+type serverKey struct {
+	scheme, host string
+	addr         netip.AddrPort
+}
+
+// failedServer is a server that could not be connected to.
+type failedServer struct {
+	until time.Time
+	pause time.Duration
+	err   error
+}
+
+// link is the connection to one server. Its fields are guarded by the client's
+// lock.
+type link struct {
+	client *StreamClient
+	key    serverKey
+	// stream is nil until the server's CSM has arrived.
+	stream  *Stream
+	calls   map[uint64]*streamCall
+	waiting []*streamCall // for the CSM, in order; ended ones included
+	used    time.Time
+	unused  exchange.Deadline
+	ended   bool
+}
+
+// streamCall is one request. Who takes it out of link.calls owns its end.
+type streamCall struct {
+	link     *link
+	sink     exchange.Sink
+	token    uint64
+	deadline exchange.Deadline
+	request  *wire.Message // owned, while the call waits for the connection
+}
+
+const rememberedFailures = 1024
+
+var _ exchange.Handler = (*StreamClient)(nil)
+
+// NewStreamClient returns a StreamClient whose connections end when ctx does, in
+// an orderly way; Wait waits for them.
+func NewStreamClient(ctx context.Context, config StreamClientConfig) (*StreamClient, error) {
+	var seed [32]byte
+	if _, err := crand.Read(seed[:]); err != nil {
+		return nil, fmt.Errorf("seed tokens: %w", err)
+	}
+	failures, err := simplelru.NewLRU[serverKey, failedServer](rememberedFailures, nil)
+	if err != nil {
+		return nil, err
+	}
+	if config.Dial == nil {
+		var d net.Dialer
+		config.Dial = func(ctx context.Context, server netip.AddrPort) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", server.String())
+		}
+	}
+	return &StreamClient{config: config, ctx: ctx, links: make(map[serverKey]*link), failures: failures, tokens: rand.NewChaCha8(seed)}, nil
+}
+
+// Wait waits until all connections are gone, after the context has ended. No
+// Exchange may begin any more.
+func (c *StreamClient) Wait() { c.wg.Wait() }
+
+// Exchange implements exchange.Handler.
+func (c *StreamClient) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	m := wire.Message{Code: r.Method, Options: r.Options, Payload: r.Payload}
+	k := &streamCall{sink: w}
+	k.deadline.Fire = k.expire
+	c.mu.Lock()
+	l, failure := c.linkTo(serverKey{r.Target.Scheme, r.Target.Host, r.Target.Addr})
+	if failure == nil && len(l.calls) >= c.config.Calls {
+		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second}
+	}
+	if failure != nil {
+		c.mu.Unlock()
+		return exchange.Fail(w, failure)
+	}
+	k.link, k.token = l, l.newToken()
+	l.calls[k.token] = k
+	l.used = time.Now()
+	stream := l.stream
+	if stream == nil {
+		k.request = &wire.Message{Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}
+		l.waiting = append(l.waiting, k)
+	}
+	c.mu.Unlock()
+	c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(c.config.Timeout))
+	if stream != nil {
+		k.send(stream, &m)
+	}
+	return k
+}
+
+// linkTo returns the connection to the server, which may be just being opened.
+// Called under the lock.
+func (c *StreamClient) linkTo(key serverKey) (*link, *exchange.Failure) {
+	if l := c.links[key]; l != nil {
+		if l.stream == nil || l.stream.usable() {
+			return l, nil
+		}
+		delete(c.links, key) // it ends when its last response is there
+	}
+	now := time.Now()
+	f, failed := c.failures.Get(key)
+	switch {
+	case c.ctx.Err() != nil:
+		return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down"}
+	case failed && now.Before(f.until):
+		return nil, unreachable(f.err)
+	case c.count >= c.config.Connections:
+		return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many connections to servers", RetryAfter: time.Second}
+	}
+	l := &link{client: c, key: key, calls: make(map[uint64]*streamCall)}
+	l.unused.Fire = l.closeUnused
+	c.links[key] = l
+	c.count++
+	c.wg.Go(func() { l.run() })
+	return l, nil
+}
+
+func unreachable(err error) *exchange.Failure {
+	return &exchange.Failure{Reason: exchange.Unreachable, Detail: "the server cannot be reached", Err: err}
+}
+
+func (l *link) newToken() uint64 {
+	for {
+		if t := l.client.tokens.Uint64(); l.calls[t] == nil {
+			return t
+		}
+	}
+}
+
+// run opens the connection and carries it to its end.
+func (l *link) run() {
+	c := l.client
+	c.config.Stats.Open.Add(1)
+	defer c.config.Stats.Open.Add(-1)
+	until := time.Now().Add(c.config.Limits.Handshake)
+	ctx, cancel := context.WithDeadline(c.ctx, until)
+	stream, closeConn, err := l.dial(ctx)
+	cancel()
+	if err == nil {
+		err = stream.run(c.ctx, until)
+		closeConn()
+	}
+	l.end(err)
+}
+
+// dial opens the connection by the scheme of the server.
+func (l *link) dial(ctx context.Context) (*Stream, func(), error) {
+	c := l.client
+	secure := l.key.scheme == "coaps+tcp" || l.key.scheme == "coaps+ws"
+	overWS := l.key.scheme == "coap+ws" || l.key.scheme == "coaps+ws"
+	name := l.key.host
+	if name == "" {
+		name = l.key.addr.Addr().WithZone("").String()
+	}
+	var security *exchange.Security
+	var raw, conn net.Conn
+	dial := func(ctx context.Context) (net.Conn, error) {
+		var err error
+		if raw, err = c.config.Dial(ctx, l.key.addr); err != nil {
+			return nil, err
+		}
+		conn = raw
+		if secure {
+			if c.config.TLS == nil {
+				_ = raw.Close()
+				return nil, errors.New("no credentials for TLS")
+			}
+			protocol := alpnCoAP
+			if overWS {
+				protocol = "http/1.1"
+			}
+			t, err := secureClient(ctx, raw, c.config.TLS, name, protocol)
+			if err != nil {
+				return nil, err
+			}
+			state := t.ConnectionState()
+			security, conn = tlsSecurity(&state), t
+		}
+		return conn, nil
+	}
+	var t transport
+	var closeConn func()
+	if overWS {
+		ws, err := dialWebSocket(ctx, net.JoinHostPort(name, strconv.Itoa(int(l.key.addr.Port()))), dial)
+		if err != nil {
+			return nil, nil, err
+		}
+		t, closeConn = newWSTransport(ctx, ws), func() { _ = raw.Close(); _ = ws.CloseNow() }
+	} else {
+		if _, err := dial(ctx); err != nil {
+			return nil, nil, err
+		}
+		t, closeConn = &netTransport{conn: conn, raw: raw}, func() { _ = raw.Close() }
+	}
+	s := newStream(c.config.StreamConfig, l, t)
+	s.peer, s.local, s.security = l.key.addr, addrPortOf(raw.LocalAddr()), security
+	return s, closeConn, nil
+}
+
+// ready implements streamOwner: the requests that waited go out.
+func (l *link) ready(s *Stream) {
+	c := l.client
+	c.config.Stats.Dialled.Add(1)
+	c.mu.Lock()
+	c.failures.Remove(l.key)
+	l.stream = s
+	l.used = time.Now()
+	waiting := l.waiting
+	l.waiting = nil
+	c.mu.Unlock()
+	c.config.Engine.Schedule(&l.unused, time.Now().Add(c.config.Unused))
+	for _, k := range waiting {
+		c.mu.Lock()
+		alive := l.calls[k.token] == k
+		c.mu.Unlock()
+		if alive {
+			k.send(s, k.request)
+		}
+	}
+}
+
+// busy implements streamOwner.
+func (l *link) busy(*Stream) bool {
+	l.client.mu.Lock()
+	defer l.client.mu.Unlock()
+	return len(l.calls) > 0
+}
+
+// end ends what waits for the connection (FP-33).
+func (l *link) end(err error) {
+	c := l.client
+	c.mu.Lock()
+	l.ended = true
+	if c.links[l.key] == l {
+		delete(c.links, l.key)
+	}
+	c.count--
+	opened := l.stream != nil
+	if !opened {
+		old, _ := c.failures.Get(l.key)
+		pause := min(max(2*old.pause, c.config.RetryMin), c.config.RetryMax)
+		c.failures.Add(l.key, failedServer{until: time.Now().Add(pause), pause: pause, err: err})
+	}
+	calls := l.calls
+	l.calls = nil
+	c.mu.Unlock()
+	c.config.Engine.Unschedule(&l.unused)
+	write := c.config.Log.Debug
+	switch {
+	case !opened:
+		c.config.Stats.DialsFailed.Add(1)
+		write = c.config.Log.Info
+	case len(calls) > 0:
+		c.config.Stats.Lost.Add(1)
+		write = c.config.Log.Info
+	}
+	write("connection to server ended", zap.String("scheme", l.key.scheme), zap.Stringer("server", l.key.addr), zap.NamedError("why", err))
+	for _, k := range calls {
+		c.config.Engine.Unschedule(&k.deadline)
+		k.sink.End(unreachable(err))
+	}
+	c.config.Engine.Flush()
+}
+
+// closeUnused releases the connection when nobody has used it for a while.
+func (l *link) closeUnused(now time.Time) {
+	c := l.client
+	c.mu.Lock()
+	if l.ended {
+		c.mu.Unlock()
+		return
+	}
+	next := l.used.Add(c.config.Unused)
+	if len(l.calls) > 0 {
+		next = now.Add(c.config.Unused)
+	}
+	release := !next.After(now)
+	if release && c.links[l.key] == l {
+		delete(c.links, l.key)
+	}
+	stream := l.stream
+	c.mu.Unlock()
+	if release {
+		stream.release()
+		return
+	}
+	c.config.Engine.Schedule(&l.unused, next)
+}
+
+// response implements streamOwner.
+func (l *link) response(s *Stream, m *wire.Message) bool {
+	if len(m.Token) != 8 {
+		return false
+	}
+	k, ok := l.take(binary.BigEndian.Uint64(m.Token), nil)
+	if !ok {
+		return false
+	}
+	p := responses.Get().(*exchange.Response)
+	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: l.key.addr}
+	k.sink.Respond(p)
+	*p = exchange.Response{}
+	responses.Put(p)
+	k.sink.End(nil)
+	return true
+}
+
+// take takes a call out of the table; if want is not nil, only that one. It
+// reports false when somebody else has done so.
+func (l *link) take(token uint64, want *streamCall) (*streamCall, bool) {
+	c := l.client
+	c.mu.Lock()
+	k := l.calls[token]
+	if k == nil || want != nil && k != want {
+		c.mu.Unlock()
+		return nil, false
+	}
+	delete(l.calls, token)
+	l.used = time.Now()
+	if l.stream == nil {
+		l.waiting = slices.DeleteFunc(l.waiting, func(w *streamCall) bool { return w == k })
+	}
+	stream, last, replaced := l.stream, len(l.calls) == 0, c.links[l.key] != l
+	c.mu.Unlock()
+	c.config.Engine.Unschedule(&k.deadline)
+	switch {
+	case stream == nil || !last:
+	case replaced:
+		stream.release()
+	default:
+		stream.closeIfReleased()
+	}
+	return k, true
+}
+
+// send sends the request of a call whose connection is open.
+func (k *streamCall) send(s *Stream, m *wire.Message) {
+	var token [8]byte
+	binary.BigEndian.PutUint64(token[:], k.token)
+	m.Token = token[:]
+	err := s.put(m)
+	if err == nil {
+		return
+	}
+	failure := unreachable(err)
+	if errors.Is(err, errMessageTooBig) {
+		failure = &exchange.Failure{Reason: exchange.TooLarge, Detail: "the request is too large for the server", Err: err}
+	}
+	k.endWith(failure)
+}
+
+func (k *streamCall) endWith(err error) {
+	if _, ok := k.link.take(k.token, k); ok {
+		k.sink.End(err)
+	}
+}
+
+// Cancel implements exchange.Canceler.
+func (k *streamCall) Cancel() { k.endWith(exchange.ErrCanceled) }
+
+func (k *streamCall) expire(time.Time) {
+	k.endWith(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "no response from the server in time"})
+}
