@@ -51,7 +51,7 @@ type ClientConfig struct {
 	Servers int
 }
 
-// Client is the leg that carries a request to one server over UDP
+// Client is the leg that carries a request to one server over UDP or DTLS
 // (RFC 7252 §5.7.1). It implements exchange.Handler; what it sends are the
 // options of the request as they are.
 type Client struct {
@@ -130,6 +130,7 @@ type call struct {
 	client *Client
 	sink   exchange.Sink
 	server *server
+	name   string // of the server in the target, for its certificate
 	token  uint64
 	// tokenBytes is token as it is sent.
 	tokenBytes [8]byte
@@ -154,7 +155,7 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		m.Type = message.NonConfirmable
 		timeout = c.config.TimeoutNON
 	}
-	k := &call{client: c, sink: w}
+	k := &call{client: c, sink: w, name: r.Target.Host}
 	k.deadline.Fire = k.expire
 	nstart := c.config.NStart(r.Target.Addr)
 	c.mu.Lock()
@@ -262,7 +263,9 @@ func (c *Client) send(k *call, m *wire.Message, err error) {
 	if err == nil {
 		binary.BigEndian.PutUint64(k.tokenBytes[:], k.token)
 		m.Token, m.ID = k.tokenBytes[:], k.id
-		err = k.port.Send(k.server.peer, Path{}, m, k)
+		peer := k.server.peer
+		peer.name = k.name
+		err = k.port.Send(peer, Path{}, m, k)
 		if errors.Is(err, errOutboxFull) {
 			err = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait to be sent", RetryAfter: time.Second, Err: err}
 		}
@@ -410,4 +413,20 @@ func (k *call) Failed(_ uint16, err error) {
 		f.Reason, f.Detail = exchange.NoAnswer, "no response from the server in time" // FP-32
 	}
 	k.end(f)
+}
+
+// PeerGone implements PeerGoneHandler: the session with a server has ended, so
+// that no response will come any more.
+func (c *Client) PeerGone(e *Endpoint, peer Peer, err error) {
+	var lost []*call
+	c.mu.Lock()
+	for _, k := range c.calls {
+		if k.port == e && k.server.peer.Addr == peer.Addr {
+			lost = append(lost, k)
+		}
+	}
+	c.mu.Unlock()
+	for _, k := range lost {
+		k.Failed(k.id, err)
+	}
 }

@@ -131,6 +131,10 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 
 // receive handles one datagram.
 func (e *Endpoint) receive(d *Datagram, m *wire.Message, now time.Time) {
+	if d.Gone != nil {
+		e.peerGone(d.Peer, d.Gone)
+		return
+	}
 	if d.Undeliverable != nil {
 		e.undeliverable(d)
 		return
@@ -193,7 +197,7 @@ func (e *Endpoint) acknowledged(d *Datagram, m *wire.Message) {
 	var p pending
 	ok := m.Code == codes.Empty || wire.IsResponse(m.Code)
 	if ok {
-		p, ok = e.settle(d.Peer.Addr, m.ID, true)
+		p, ok = e.settle(d.Peer.key(), m.ID, true)
 	}
 	if !ok {
 		e.Stats.Ignored.Add(1)
@@ -210,7 +214,7 @@ func (e *Endpoint) reset(d *Datagram, m *wire.Message) {
 	var p pending
 	ok := m.Code == codes.Empty
 	if ok {
-		p, ok = e.settle(d.Peer.Addr, m.ID, false)
+		p, ok = e.settle(d.Peer.key(), m.ID, false)
 	}
 	if !ok {
 		e.Stats.Ignored.Add(1)
@@ -232,7 +236,7 @@ func (e *Endpoint) request(d *Datagram, m *wire.Message, now time.Time) {
 		return
 	}
 	confirmable := m.Type == message.Confirmable
-	key := receivedKey(d.Peer.Addr, d.Path.Local, m.ID)
+	key := receivedKey(d.Peer.key(), d.Path.Local, m.ID)
 	entry, old, verdict := e.dedup.begin(key, m.Code, confirmable, now)
 	if verdict == duplicate {
 		e.Stats.Duplicates.Add(1)
@@ -278,7 +282,7 @@ func (e *Endpoint) response(d *Datagram, m *wire.Message, now time.Time) {
 	if confirmable || e.DedupResponses {
 		var old earlier
 		var seen bool
-		if entry, old, seen = e.dedup.beginResponse(receivedKey(d.Peer.Addr, d.Path.Local, m.ID), confirmable, now); seen {
+		if entry, old, seen = e.dedup.beginResponse(receivedKey(d.Peer.key(), d.Path.Local, m.ID), confirmable, now); seen {
 			e.Stats.Duplicates.Add(1)
 			switch {
 			case old.flags&flagRefused != 0:

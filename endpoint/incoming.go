@@ -25,7 +25,8 @@ type Reception struct {
 }
 
 // Origin tells client endpoints apart: the local port and the transport address
-// of the client, or the connection. It is comparable and never reused.
+// of the client, or its DTLS session there, or its connection. It is comparable;
+// sessions and connections are never confused with later ones.
 type Origin struct {
 	layer uint64
 	peer  netip.AddrPort
@@ -40,7 +41,7 @@ func (rx *Reception) Origin() Origin {
 	if rx.stream != nil {
 		return Origin{layer: rx.stream.id}
 	}
-	return Origin{layer: rx.endpoint.id, peer: rx.Peer.Addr}
+	return Origin{layer: rx.endpoint.id, peer: rx.Peer.key()}
 }
 
 // Local is the address and port the request was sent to (FP-4).
@@ -60,7 +61,7 @@ func (rx *Reception) Security() *exchange.Security {
 	if rx.stream != nil {
 		return rx.stream.security
 	}
-	return nil
+	return rx.Peer.Security()
 }
 
 // Reliable reports a transport that delivers in order or breaks: message types,
@@ -133,8 +134,8 @@ func (in *Incoming) Accept(rx *Reception, m *wire.Message) {
 	if in.Path.Local.IsMulticast() {
 		in.Path.Local = netip.Addr{}
 	}
-	if in.stream != nil {
-		in.stream.accepted(in)
+	if open := in.open(); open != nil {
+		open.enter(in)
 	}
 }
 
@@ -147,20 +148,31 @@ func (in *Incoming) Origin() Origin {
 	if in.stream != nil {
 		return Origin{layer: in.stream.id}
 	}
-	return Origin{layer: in.endpoint.id, peer: in.Peer.Addr}
+	return Origin{layer: in.endpoint.id, peer: in.Peer.key()}
 }
 
 // Reliable is Reception.Reliable.
 func (in *Incoming) Reliable() bool { return in.stream != nil }
 
-// CancelWhenGone has c canceled when the connection of the client ends before
-// the request is finished, at once if it has ended already: nobody is left to
-// respond to (GP-44). It does nothing for a request that came as a datagram or is
-// finished.
+// CancelWhenGone has c canceled when the connection or DTLS session of the
+// client ends before the request is finished, at once if it has ended already:
+// nobody is left to respond to (GP-44). It does nothing for a request that came
+// as a bare datagram or is finished.
 func (in *Incoming) CancelWhenGone(c exchange.Canceler) {
-	if in.stream != nil {
-		in.stream.cancelWhenGone(in, c)
+	if open := in.open(); open != nil {
+		open.bind(in, c)
 	}
+}
+
+// open is where the request is entered: with its connection or session.
+func (in *Incoming) open() *openRequests {
+	switch {
+	case in.stream != nil:
+		return &in.stream.open
+	case in.Peer.session != nil:
+		return &in.Peer.session.open
+	}
+	return nil
 }
 
 // Relay sends one of several responses as a message of its own, of the given
@@ -172,14 +184,14 @@ func (in *Incoming) Relay(m *wire.Message, typ message.Type, w Watcher) (uint16,
 	if in.stream != nil {
 		return 0, in.stream.respond(m)
 	}
-	m.Type, m.ID = typ, in.endpoint.NextID(in.Peer.Addr)
+	m.Type, m.ID = typ, in.endpoint.NextID(in.Peer.key())
 	return m.ID, in.endpoint.Send(in.Peer, in.Path, m, w)
 }
 
 // Settle ends the wait for what becomes of a message that was relayed.
 func (in *Incoming) Settle(id uint16) {
 	if in.stream == nil {
-		in.endpoint.Settle(in.Peer.Addr, id)
+		in.endpoint.Settle(in.Peer.key(), id)
 	}
 }
 
@@ -238,7 +250,7 @@ func (in *Incoming) Respond(m *wire.Message, separate message.Type, w Watcher) {
 		}
 		return
 	}
-	m.Type, m.ID = separate, e.NextID(in.Peer.Addr)
+	m.Type, m.ID = separate, e.NextID(in.Peer.key())
 	if m.Type == message.Confirmable && w == nil {
 		w = unwatched{}
 	}
@@ -271,6 +283,9 @@ func (in *Incoming) forget(reply []byte) {
 	if in.stream != nil {
 		in.stream.finished(in)
 		return
+	}
+	if in.Peer.session != nil {
+		in.Peer.session.open.leave(in)
 	}
 	if in.entry != none {
 		in.endpoint.dedup.finish(in.entry, reply)

@@ -3,6 +3,8 @@ package endpoint
 import (
 	"net"
 	"net/netip"
+
+	"coapproxy/exchange"
 )
 
 // Peer is the other side of a packet connection.
@@ -13,6 +15,29 @@ type Peer struct {
 	// raw is Addr as the socket layer wants it, to spare a conversion per
 	// datagram; nil where it is not known.
 	raw *net.UDPAddr
+	// session is the DTLS session with a client, nil without one.
+	session *dtlsSession
+	// name is the host that a server reached by DTLS must prove to be, empty for
+	// an address.
+	name string
+}
+
+// Security is what the peer has proven about itself; nil for nothing.
+func (p Peer) Security() *exchange.Security {
+	if p.session == nil {
+		return nil
+	}
+	return p.session.security
+}
+
+// key is the endpoint that Message IDs and Tokens belong to. That of a session
+// stands for it even when the client's address changes: an address of the
+// discard prefix (RFC 6666), which nobody has.
+func (p Peer) key() netip.AddrPort {
+	if p.session == nil {
+		return p.Addr
+	}
+	return p.session.key
 }
 
 // PeerOf returns the peer with the address.
@@ -43,6 +68,9 @@ type Datagram struct {
 	// Undeliverable, when not nil, says that this is not a datagram of the
 	// peer but one that was sent to it and came back with an ICMP error.
 	Undeliverable error
+	// Gone, when not nil, says that there is no datagram, and that the session
+	// with the peer has ended.
+	Gone error
 }
 
 // PacketConn sends and receives datagrams in batches. ReadBatch is used by one

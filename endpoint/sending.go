@@ -44,7 +44,7 @@ func (e *Endpoint) Send(peer Peer, path Path, m *wire.Message, w Watcher) error 
 	if w == nil {
 		return e.out.put(peer, path, m, nil)
 	}
-	key := keyOf(peer.Addr, m.ID)
+	key := keyOf(peer.key(), m.ID)
 	p := pending{watcher: w}
 	if m.Type == message.Confirmable {
 		p.t = &transmission{endpoint: e, watcher: w, peer: peer, path: path, id: m.ID, timeout: e.Params.initialTimeout()}
@@ -59,7 +59,7 @@ func (e *Endpoint) Send(peer Peer, path Path, m *wire.Message, w Watcher) error 
 		}
 	})
 	if err != nil {
-		e.Settle(peer.Addr, m.ID)
+		e.Settle(peer.key(), m.ID)
 		return err
 	}
 	if p.t != nil {
@@ -100,7 +100,7 @@ func (e *Endpoint) undeliverable(d *Datagram) {
 	if !ok {
 		return
 	}
-	if p, ok := e.settle(d.Peer.Addr, id, false); ok {
+	if p, ok := e.settle(d.Peer.key(), id, false); ok {
 		p.watcher.Failed(id, ErrUndeliverable)
 	}
 }
@@ -113,13 +113,13 @@ func (e *Endpoint) sendFailed(d *Datagram, err error) {
 		return
 	}
 	e.mu.Lock()
-	_, ok = e.pending[keyOf(d.Peer.Addr, id)]
+	_, ok = e.pending[keyOf(d.Peer.key(), id)]
 	e.mu.Unlock()
 	if !ok {
 		return
 	}
 	later := &exchange.Deadline{}
-	peer := d.Peer.Addr
+	peer := d.Peer.key()
 	later.Fire = func(time.Time) {
 		if p, ok := e.settle(peer, id, false); ok {
 			p.watcher.Failed(id, errors.Join(ErrUndeliverable, err))
@@ -158,7 +158,7 @@ type transmission struct {
 
 func (t *transmission) expire(now time.Time) {
 	e := t.endpoint
-	key := keyOf(t.peer.Addr, t.id)
+	key := keyOf(t.peer.key(), t.id)
 	e.mu.Lock()
 	if t.settled {
 		e.mu.Unlock()

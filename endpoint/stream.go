@@ -133,23 +133,21 @@ type Stream struct {
 	settled  bool // the peer's CSM has arrived
 	pinged   time.Time
 	released bool // the peer sent Release
-	gone     bool // the reading goroutine has left
 	// peerMessage is the peer's Max-Message-Size.
 	peerMessage int
 	peerBlocks  bool // the peer can do block-wise transfer
-	// open are the requests of the peer that are not finished, with what to
-	// cancel when the connection ends.
-	open map[*Incoming]exchange.Canceler
 	// custody is the Token of a Ping whose Pong waits until open is empty.
 	custody []byte
 	waiting bool // custody is set
+
+	open openRequests // of the peer
 
 	wake chan struct{} // the writer has something to do
 }
 
 func newStream(c StreamConfig, owner streamOwner, conn transport) *Stream {
 	return &Stream{StreamConfig: c, id: c.Engine.NextID(), owner: owner, conn: conn, peerMessage: wire.BaseMessageSize,
-		open: make(map[*Incoming]exchange.Canceler), wake: make(chan struct{}, 1)}
+		wake: make(chan struct{}, 1)}
 }
 
 // run carries the connection from our CSM to its end, which ctx brings about in
@@ -168,23 +166,14 @@ func (s *Stream) run(ctx context.Context, until time.Time) error {
 	stop()
 
 	s.mu.Lock()
-	s.closing, s.gone = true, true
-	canceled := make([]exchange.Canceler, 0, len(s.open))
-	for _, c := range s.open {
-		if c != nil {
-			canceled = append(canceled, c)
-		}
-	}
-	clear(s.open)
+	s.closing = true
 	cause := s.cause
 	s.mu.Unlock()
 	s.Flush()
 	writer.Wait()
 	s.Engine.Unschedule(&s.watchdog)
 	s.conn.close()
-	for _, c := range canceled {
-		c.Cancel() // GP-44
-	}
+	s.open.cancelAll() // GP-44
 	s.Engine.Flush()
 	return cause
 }
@@ -280,13 +269,10 @@ func (s *Stream) receive(m *wire.Message, frame []byte, now time.Time) {
 func (s *Stream) request(m *wire.Message, now time.Time) {
 	rx := &s.rx
 	*rx = Reception{Peer: Peer{Addr: s.peer}, Now: now, entry: none, stream: s}
-	s.mu.Lock()
-	open := len(s.open)
-	s.mu.Unlock()
 	switch {
 	case s.Requests == nil:
 		rx.refuse(m, codes.NotImplemented, "no server here")
-	case open >= s.Limits.Requests:
+	case s.open.count() >= s.Limits.Requests:
 		s.Stats.RequestsRefused.Add(1)
 		rx.refuse(m, codes.ServiceUnavailable, "too many requests on this connection")
 	case len(m.Token) > s.MaxToken:
@@ -296,43 +282,19 @@ func (s *Stream) request(m *wire.Message, now time.Time) {
 	}
 }
 
-// accepted enters a request of the peer that a handler has taken.
-func (s *Stream) accepted(in *Incoming) {
-	s.mu.Lock()
-	if !s.gone {
-		s.open[in] = nil
-	}
-	s.mu.Unlock()
-}
-
-func (s *Stream) cancelWhenGone(in *Incoming, c exchange.Canceler) {
-	s.mu.Lock()
-	gone := s.gone
-	if _, open := s.open[in]; open {
-		s.open[in] = c
-	}
-	s.mu.Unlock()
-	if gone {
-		c.Cancel()
-	}
-}
-
 // finished takes a request out that needs no further answer.
 func (s *Stream) finished(in *Incoming) {
-	s.mu.Lock()
-	delete(s.open, in)
-	last := len(s.open) == 0
-	pong, token := last && s.waiting, s.custody
-	if pong {
-		s.waiting, s.custody = false, nil
+	if !s.open.leave(in) {
+		return
 	}
+	s.mu.Lock()
+	pong, token := s.waiting, s.custody
+	s.waiting, s.custody = false, nil
 	s.mu.Unlock()
 	if pong {
 		s.pong(token, true)
 	}
-	if last {
-		s.closeIfReleased()
-	}
+	s.closeIfReleased()
 }
 
 // maxPayload is what a response may carry beside options of usual size.

@@ -87,13 +87,16 @@ func (s *Stream) peerCSM(m *wire.Message) {
 func (s *Stream) ping(m *wire.Message) {
 	s.Stats.PingsReceived.Add(1)
 	custody := wire.Has(m.Options, wire.PingCustody)
+	kept := s.open.count() == 0
 	s.mu.Lock()
-	later := custody && len(s.open) > 0 && !s.waiting
+	later := custody && !kept && !s.waiting
 	if later {
 		s.waiting, s.custody = true, append([]byte(nil), m.Token...)
 	}
-	kept := len(s.open) == 0
 	s.mu.Unlock()
+	if later && s.open.count() == 0 { // the last one was answered meanwhile
+		s.finished(nil)
+	}
 	if !later {
 		s.pong(m.Token, custody && kept)
 	}
@@ -146,11 +149,11 @@ func (s *Stream) last(m *wire.Message) bool {
 // closeIfReleased closes the connection that the peer wants to end, when nothing
 // of it is waiting for an answer.
 func (s *Stream) closeIfReleased() {
-	if s.owner.busy(s) {
+	if s.open.count() > 0 || s.owner.busy(s) {
 		return
 	}
 	s.mu.Lock()
-	done := s.released && len(s.open) == 0 && !s.closing
+	done := s.released && !s.closing
 	s.closing = s.closing || done
 	s.mu.Unlock()
 	if done {

@@ -162,16 +162,16 @@ func TestStreamTLSIdentity(t *testing.T) {
 		return err
 	}
 	require.NoError(t, get([]tls.Certificate{ca.client("meter")}, 0, "coap"))
-	require.Equal(t, []string{"meter"}, h.security[0].Certificate.DNSNames)
+	require.Equal(t, []string{"meter"}, h.proven(0).Certificate.DNSNames)
 	require.NoError(t, get(nil, 0))
-	require.Nil(t, h.security[1], "encryption alone proves nothing")
+	require.Nil(t, h.proven(1), "encryption alone proves nothing")
 
 	require.Error(t, get([]tls.Certificate{foreign.client("meter")}, 0, "coap"))
 	require.Error(t, get([]tls.Certificate{ca.issue("meter", x509.ExtKeyUsageClientAuth, time.Now().Add(-time.Hour))}, 0, "coap"), "expired")
 	require.Error(t, get([]tls.Certificate{ca.issue("meter", x509.ExtKeyUsageServerAuth, time.Now().Add(time.Hour))}, 0, "coap"), "not a client")
 	require.Error(t, get(nil, tls.VersionTLS12))
 	require.Error(t, get(nil, 0, "h2"))
-	require.Len(t, h.security, 2)
+	require.Equal(t, 2, h.served())
 	require.EqualValues(t, 5, c.Stats.HandshakesFailed.Load())
 }
 
@@ -245,7 +245,7 @@ func TestStreamTransports(t *testing.T) {
 				o.content(t)
 			}
 			if strings.HasPrefix(scheme, "coaps") {
-				require.Equal(t, []string{"meter"}, h.security[0].Certificate.DNSNames)
+				require.Equal(t, []string{"meter"}, h.proven(0).Certificate.DNSNames)
 				other := askSocket(client, scheme, "other.example", addr, "")
 				require.Equal(t, exchange.Unreachable, other.failure(t).Reason, "the certificate is for another name")
 				askSocket(client, scheme, "", addr, "").content(t) // by address
@@ -341,5 +341,5 @@ func TestWebSocketRefusals(t *testing.T) {
 	require.NoError(t, text.Write(t.Context(), websocket.MessageText, []byte{0, 0xe1}))
 	_, _, err = text.Read(t.Context())
 	require.Error(t, err)
-	require.Empty(t, h.origins)
+	require.Zero(t, h.served())
 }

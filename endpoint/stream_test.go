@@ -64,6 +64,24 @@ func (h *streamHandler) HandleRequest(rx *Reception, m *wire.Message) {
 	}
 }
 
+func (h *streamHandler) proven(i int) *exchange.Security {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.security[i]
+}
+
+func (h *streamHandler) origin(i int) Origin {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.origins[i]
+}
+
+func (h *streamHandler) served() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.origins)
+}
+
 func (h *streamHandler) count() (hanging, gone int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -259,13 +277,13 @@ func TestStreamServes(t *testing.T) {
 		}
 		p.send(streamRequest("123456789", "echo", ""))
 		p.expect(codes.BadRequest) // FP-83
-		require.Nil(t, b.handler.security[0], "nobody has proven anything")
-		require.Equal(t, b.handler.origins[0], b.handler.origins[1])
+		require.Nil(t, b.handler.proven(0), "nobody has proven anything")
+		require.Equal(t, b.handler.origin(0), b.handler.origin(1))
 
 		q := b.settled()
 		q.send(streamRequest("a", "echo", ""))
 		q.expect(codes.Content)
-		require.NotEqual(t, b.handler.origins[0], b.handler.origins[2], "Tokens belong to a connection")
+		require.NotEqual(t, b.handler.origin(0), b.handler.origin(2), "Tokens belong to a connection")
 	})
 }
 
@@ -336,7 +354,7 @@ func TestStreamAborts(t *testing.T) {
 				require.Equal(t, v.bad != 0, has)
 				p.expectEnd()
 				require.EqualValues(t, 1, b.config.Stats.AbortsSent.Load())
-				require.Empty(t, b.handler.origins, "nothing was served")
+				require.Zero(t, b.handler.served(), "nothing was served")
 			})
 		})
 	}

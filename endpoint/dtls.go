@@ -1,0 +1,555 @@
+package endpoint
+
+import (
+	"container/list"
+	"crypto/rand"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/pion/dtls/v3"
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+)
+
+// DTLSConfig says how a DTLSConn behaves.
+type DTLSConfig struct {
+	// Conn carries the records; the DTLSConn owns it.
+	Conn   PacketConn
+	Engine *exchange.Engine
+	// Credentials are the own ones and those that peers are judged by.
+	Credentials DTLSCredentials
+	Limits      DTLSLimits
+	Stats       *DTLSStats
+	Log         *zap.Logger
+}
+
+// DTLSLimits bound what sessions may cost.
+type DTLSLimits struct {
+	// Sessions is how many there may be. When there are so many, the one that was
+	// silent for the longest time, and for a minute at least, gives way.
+	Sessions int
+	// PerPeer is how many sessions and handshakes of proven address one client
+	// address may have; an IPv6 client is known by the first 64 bits of it.
+	PerPeer int
+	// Handshakes is how many may be under way with clients that have proven their
+	// address by a cookie, and how many with such that have not: the oldest of
+	// these gives way to a new one, so that forged addresses keep nobody out.
+	Handshakes int
+	// Handshake is how long one may take.
+	Handshake time.Duration
+	// Idle is how long a session is kept without a datagram of the peer.
+	Idle time.Duration
+	// Queue is how many datagrams may wait for the handshake with a server.
+	Queue int
+	// RetryMin and RetryMax bound the pause after a handshake with a server that
+	// failed; it doubles each time.
+	RetryMin, RetryMax time.Duration
+}
+
+// DefaultDTLSLimits returns the documented defaults.
+func DefaultDTLSLimits() DTLSLimits {
+	return DTLSLimits{Sessions: 4096, PerPeer: 64, Handshakes: 256, Handshake: 20 * time.Second, Idle: 24 * time.Hour,
+		Queue: 64, RetryMin: time.Second, RetryMax: time.Minute}
+}
+
+// DTLSConn is a PacketConn whose datagrams travel in DTLS 1.2 sessions. As a
+// server it takes sessions from clients, whose Peer then stands for the session:
+// it says what the client has proven and survives a change of its address when
+// both sides use a Connection ID (RFC 9146). As a client it opens a session with a
+// server when a datagram for it is written, which waits for the handshake;
+// datagrams that cannot be delivered come back as undeliverable.
+//
+// One goroutine reads records, and each session has one of its own, so that a
+// handshake holds up nobody else.
+type DTLSConn struct {
+	DTLSConfig
+	client bool
+	ready  chan received
+	lent   []*[]byte     // of the last ReadBatch
+	closed chan struct{} // Close has been called
+	done   chan struct{} // and has done its work
+	once   sync.Once
+	wg     sync.WaitGroup
+
+	writing sync.Mutex // serialises Conn.WriteBatch
+	sweep   exchange.Deadline
+
+	mu         sync.Mutex
+	closing    bool
+	byAddr     map[netip.AddrPort]*addrSessions
+	byCID      map[connectionID]*dtlsSession
+	peers      map[netip.Prefix]int
+	unproven   list.List // handshakes of clients whose address is not proven, oldest first
+	handshakes int       // of proven address, or with servers
+	silent     list.List // established sessions, the longest silent first
+	failures   *simplelru.LRU[netip.AddrPort, failedServer]
+}
+
+// addrSessions are the sessions of one transport address: the established one,
+// and the one that may take its place (RFC 6347 §4.2.8).
+type addrSessions struct{ established, pending *dtlsSession }
+
+// received is a datagram out of a session.
+type received struct {
+	peer Peer
+	path Path
+	data *[]byte // of dtlsBuffers; nil for the end of a session
+	// undeliverable and gone as in Datagram
+	undeliverable, gone error
+}
+
+const (
+	connectionIDLen = 8
+	dtlsReady       = 1024 // datagrams that may wait for ReadBatch
+	dtlsInbound     = 32   // records that may wait for one session
+	minSilence      = time.Minute
+)
+
+type connectionID [connectionIDLen]byte
+
+var dtlsBuffers = sync.Pool{New: func() any { b := make([]byte, 0, slotKeep); return &b }}
+
+// NewDTLSServer returns a DTLSConn that takes sessions.
+func NewDTLSServer(c DTLSConfig) (*DTLSConn, error) { return newDTLSConn(c, false) }
+
+// NewDTLSClient returns a DTLSConn that opens sessions.
+func NewDTLSClient(c DTLSConfig) (*DTLSConn, error) { return newDTLSConn(c, true) }
+
+func newDTLSConn(c DTLSConfig, client bool) (*DTLSConn, error) {
+	failures, err := simplelru.NewLRU[netip.AddrPort, failedServer](rememberedFailures, nil)
+	if err != nil {
+		return nil, err
+	}
+	d := &DTLSConn{DTLSConfig: c, client: client, ready: make(chan received, dtlsReady), closed: make(chan struct{}), done: make(chan struct{}),
+		byAddr: make(map[netip.AddrPort]*addrSessions), byCID: make(map[connectionID]*dtlsSession), peers: make(map[netip.Prefix]int), failures: failures}
+	d.sweep.Fire = d.dropIdle
+	c.Engine.Schedule(&d.sweep, time.Now().Add(c.Limits.Idle/4))
+	d.wg.Go(d.readRecords)
+	return d, nil
+}
+
+// LocalAddr implements PacketConn.
+func (d *DTLSConn) LocalAddr() netip.AddrPort { return d.Conn.LocalAddr() }
+
+// Close implements PacketConn. It tells the peers that their sessions end, and
+// waits until all are gone.
+func (d *DTLSConn) Close() error {
+	err := net.ErrClosed
+	d.once.Do(func() {
+		d.mu.Lock()
+		d.closing = true
+		all := make([]*dtlsSession, 0, len(d.byAddr))
+		for _, a := range d.byAddr {
+			all = append(all, a.established, a.pending)
+		}
+		for _, s := range d.byCID { // those that have moved away from their address
+			all = append(all, s)
+		}
+		d.mu.Unlock()
+		d.Engine.Unschedule(&d.sweep)
+		close(d.closed)
+		for _, s := range all {
+			if s != nil {
+				s.end(net.ErrClosed)
+			}
+		}
+		err = d.Conn.Close()
+		d.wg.Wait()
+		close(d.done)
+	})
+	return err
+}
+
+// ReadBatch implements PacketConn.
+func (d *DTLSConn) ReadBatch(batch []Datagram) (int, error) {
+	for i, b := range d.lent {
+		dtlsBuffers.Put(b)
+		d.lent[i] = nil
+	}
+	d.lent = d.lent[:0]
+	var r received
+	select {
+	case <-d.done:
+		return 0, net.ErrClosed
+	case r = <-d.ready:
+	}
+	for n := 0; ; {
+		batch[n] = Datagram{Peer: r.peer, Path: r.path, Undeliverable: r.undeliverable, Gone: r.gone}
+		if r.data != nil {
+			batch[n].Data = *r.data
+			batch[n].Truncated = len(*r.data) > maxDatagram
+			d.lent = append(d.lent, r.data)
+		}
+		if n++; n == len(batch) {
+			return n, nil
+		}
+		select {
+		case r = <-d.ready:
+		default:
+			return n, nil
+		}
+	}
+}
+
+// deliver hands a datagram to ReadBatch; it takes r.data over.
+func (d *DTLSConn) deliver(r received) {
+	select {
+	case d.ready <- r:
+	default:
+		d.Stats.Dropped.Add(1)
+		if r.data != nil {
+			dtlsBuffers.Put(r.data)
+		}
+	}
+}
+
+// WriteBatch implements PacketConn.
+func (d *DTLSConn) WriteBatch(batch []Datagram) (int, error) {
+	for i := range batch {
+		if err := d.write(&batch[i]); err != nil {
+			return i, err
+		}
+	}
+	return len(batch), nil
+}
+
+func (d *DTLSConn) write(dg *Datagram) error {
+	if dg.Peer.session != nil {
+		return dg.Peer.session.write(dg.Data)
+	}
+	if !d.client {
+		return errNoSession
+	}
+	s, err := d.sessionTo(dg)
+	if err != nil {
+		return err
+	}
+	return s.writeOrWait(dg.Data)
+}
+
+var (
+	errNoSession   = errors.New("no DTLS session with the peer")
+	errSessionFull = errors.New("too many DTLS sessions")
+)
+
+// send sends one record.
+func (d *DTLSConn) send(addr netip.AddrPort, path Path, record []byte) error {
+	d.writing.Lock()
+	defer d.writing.Unlock()
+	one := [1]Datagram{{Peer: PeerOf(addr), Path: path, Data: record}}
+	_, err := d.Conn.WriteBatch(one[:])
+	return err
+}
+
+// readRecords reads records until the connection is closed.
+func (d *DTLSConn) readRecords() {
+	batch := make([]Datagram, BatchSize)
+	backoff := time.Millisecond
+	for {
+		n, err := d.Conn.ReadBatch(batch)
+		if err != nil {
+			select {
+			case <-d.closed:
+				return
+			default:
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			d.Log.Warn("read failed", zap.Stringer("local", d.LocalAddr()), zap.Error(err))
+			select {
+			case <-d.closed:
+				return
+			case <-time.After(backoff):
+				backoff = min(2*backoff, time.Second)
+				continue
+			}
+		}
+		backoff = time.Millisecond
+		for i := range n {
+			d.route(&batch[i])
+		}
+	}
+}
+
+// Positions in a record (RFC 6347 §4.1, RFC 9146 §4).
+const (
+	recordHeader      = 13
+	recordHandshake   = 22
+	recordCID         = 25
+	epochAt           = 3
+	connectionIDAt    = 11
+	handshakeHelloReq = 1
+)
+
+// route finds the session of a datagram, or makes one for a ClientHello.
+func (d *DTLSConn) route(dg *Datagram) {
+	data, addr := dg.Data, dg.Peer.Addr
+	if dg.Undeliverable != nil {
+		if s := d.at(addr); d.client && s != nil {
+			s.end(errUndeliverable)
+		}
+		return
+	}
+	if len(data) <= recordHeader || dg.Truncated || dg.Path.Local.IsMulticast() {
+		d.Stats.Ignored.Add(1)
+		return
+	}
+	hello := data[0] == recordHandshake && data[epochAt] == 0 && data[epochAt+1] == 0 && data[recordHeader] == handshakeHelloReq
+	d.mu.Lock()
+	var s *dtlsSession
+	a := d.byAddr[addr]
+	switch {
+	case d.closing:
+	case data[0] == recordCID && !d.client:
+		if len(data) >= connectionIDAt+connectionIDLen {
+			s = d.byCID[connectionID(data[connectionIDAt:])]
+		}
+	case a != nil && a.pending != nil && (hello || a.pending.proven || a.established == nil):
+		s = a.pending
+	case a != nil && a.established != nil && !hello:
+		s = a.established
+	case hello && !d.client:
+		s = d.accept(addr, dg.Path)
+	}
+	if s == nil {
+		d.mu.Unlock()
+		d.Stats.Ignored.Add(1)
+		return
+	}
+	if !s.proven {
+		d.prove(s, data)
+	}
+	if s.element != nil && s.isEstablished {
+		s.heard = time.Now()
+		d.silent.MoveToBack(s.element)
+	}
+	d.mu.Unlock()
+	s.push(data, addr)
+}
+
+func (d *DTLSConn) at(addr netip.AddrPort) *dtlsSession {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := d.byAddr[addr]
+	switch {
+	case a == nil:
+		return nil
+	case a.established != nil:
+		return a.established
+	}
+	return a.pending
+}
+
+// accept makes a session for a client's first ClientHello. Called under the lock.
+func (d *DTLSConn) accept(addr netip.AddrPort, path Path) *dtlsSession {
+	if d.unproven.Len() >= d.Limits.Handshakes {
+		d.Stats.Refused.Add(1)
+		oldest := d.unproven.Front().Value.(*dtlsSession)
+		d.unproven.Remove(oldest.element)
+		oldest.element = nil
+		oldest.endLater(errSessionFull)
+	}
+	s := d.newSession(addr, path, "")
+	a := d.byAddr[addr]
+	if a == nil {
+		a = &addrSessions{}
+		d.byAddr[addr] = a
+	}
+	a.pending = s
+	s.element = d.unproven.PushBack(s)
+	d.Stats.Handshakes.Add(1)
+	d.wg.Go(s.serve)
+	return s
+}
+
+// prove notes that a client has shown our cookie, so that its address is no
+// forgery (RFC 6347 §4.2.1), and gives it a place among the handshakes. Called
+// under the lock.
+func (d *DTLSConn) prove(s *dtlsSession, data []byte) {
+	if !s.hasCookie(data) || s.element == nil {
+		return
+	}
+	d.unproven.Remove(s.element)
+	s.element = nil
+	prefix := peerPrefix(s.addr.Addr())
+	if d.handshakes >= d.Limits.Handshakes || d.peers[prefix] >= d.Limits.PerPeer || !d.makeRoom() {
+		d.Stats.Refused.Add(1)
+		s.endLater(errSessionFull)
+		return
+	}
+	s.proven, s.counted = true, true
+	d.handshakes++
+	d.peers[prefix]++
+}
+
+// makeRoom reports whether there may be one more session; the longest silent one
+// gives way if it has been silent long enough. Called under the lock.
+func (d *DTLSConn) makeRoom() bool {
+	if d.silent.Len()+d.handshakes < d.Limits.Sessions {
+		return true
+	}
+	front := d.silent.Front()
+	if front == nil {
+		return false
+	}
+	s := front.Value.(*dtlsSession)
+	if time.Since(s.heard) < minSilence {
+		return false
+	}
+	d.Stats.Evicted.Add(1)
+	d.silent.Remove(s.element)
+	s.element = nil
+	s.endLater(errSessionFull)
+	return true
+}
+
+// sessionTo returns the session with a server, which may be just being opened.
+func (d *DTLSConn) sessionTo(dg *Datagram) (*dtlsSession, error) {
+	addr := dg.Peer.Addr
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if a := d.byAddr[addr]; a != nil {
+		s := a.established
+		if s == nil {
+			s = a.pending
+		}
+		if !s.provenFor(dg.Peer.name) {
+			return nil, errOtherName
+		}
+		return s, nil
+	}
+	if f, failed := d.failures.Get(addr); failed && time.Now().Before(f.until) {
+		return nil, f.err
+	}
+	if d.closing {
+		return nil, net.ErrClosed
+	}
+	if d.handshakes >= d.Limits.Handshakes || !d.makeRoom() {
+		d.Stats.Refused.Add(1)
+		return nil, errSessionFull
+	}
+	s := d.newSession(addr, dg.Path, dg.Peer.name)
+	s.proven = true
+	s.counted = true
+	d.handshakes++
+	d.peers[peerPrefix(addr.Addr())]++
+	d.byAddr[addr] = &addrSessions{pending: s}
+	d.Stats.Handshakes.Add(1)
+	d.wg.Go(s.dial)
+	return s, nil
+}
+
+var errOtherName = errors.New("the server has a certificate for another name")
+
+// establish enters a session whose handshake is over.
+func (d *DTLSConn) establish(s *dtlsSession, conn *dtls.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.isEstablished = true
+	s.heard = time.Now()
+	s.element = d.silent.PushBack(s)
+	if s.counted {
+		d.handshakes--
+	}
+	a := d.byAddr[s.addr]
+	if a == nil || a.pending != s {
+		return
+	}
+	a.pending = nil
+	if old := a.established; old != nil && old.at() == s.addr {
+		old.endLater(errReplaced)
+	}
+	a.established = s
+	d.failures.Remove(s.addr)
+	d.Stats.Established.Add(1)
+	d.Stats.Sessions.Add(1)
+}
+
+var errReplaced = errors.New("the peer has opened a new session")
+
+// remove takes a session out that has ended.
+func (d *DTLSConn) remove(s *dtlsSession, cause error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if a := d.byAddr[s.addr]; a != nil {
+		if a.pending == s {
+			a.pending = nil
+		}
+		if a.established == s {
+			a.established = nil
+		}
+		if *a == (addrSessions{}) {
+			delete(d.byAddr, s.addr)
+		}
+	}
+	if d.byCID[s.cid] == s {
+		delete(d.byCID, s.cid)
+	}
+	if s.counted {
+		prefix := peerPrefix(s.addr.Addr())
+		if d.peers[prefix]--; d.peers[prefix] == 0 {
+			delete(d.peers, prefix)
+		}
+	}
+	if s.isEstablished {
+		d.Stats.Sessions.Add(-1)
+		if s.element != nil {
+			d.silent.Remove(s.element)
+		}
+		return
+	}
+	if s.counted {
+		d.handshakes--
+	}
+	if s.element != nil {
+		d.unproven.Remove(s.element)
+	}
+	d.Stats.HandshakesFailed.Add(1)
+	if d.client && !d.closing {
+		old, _ := d.failures.Get(s.addr)
+		pause := min(max(2*old.pause, d.Limits.RetryMin), d.Limits.RetryMax)
+		d.failures.Add(s.addr, failedServer{until: time.Now().Add(pause), pause: pause, err: cause})
+	}
+}
+
+// dropIdle ends the sessions of which nothing has been heard for long.
+func (d *DTLSConn) dropIdle(now time.Time) {
+	d.mu.Lock()
+	for e := d.silent.Front(); e != nil && !d.closing; e = d.silent.Front() {
+		s := e.Value.(*dtlsSession)
+		if now.Sub(s.heard) < d.Limits.Idle {
+			break
+		}
+		d.silent.Remove(e)
+		s.element = nil
+		d.Stats.Idle.Add(1)
+		s.endLater(errIdleSession)
+	}
+	closing := d.closing
+	d.mu.Unlock()
+	if !closing {
+		d.Engine.Schedule(&d.sweep, now.Add(d.Limits.Idle/4))
+	}
+}
+
+var errIdleSession = errors.New("nothing heard for a long time")
+
+// newConnectionID gives a session its Connection ID. Called by the handshake.
+func (d *DTLSConn) newConnectionID(s *dtlsSession) []byte {
+	var id connectionID
+	_, _ = rand.Read(id[:]) // never fails
+	d.mu.Lock()
+	if d.byCID[s.cid] == s {
+		delete(d.byCID, s.cid)
+	}
+	s.cid = id
+	d.byCID[id] = s
+	d.mu.Unlock()
+	return id[:]
+}

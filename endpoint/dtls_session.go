@@ -1,0 +1,364 @@
+package endpoint
+
+import (
+	"bytes"
+	"container/list"
+	"context"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/pion/dtls/v3"
+	"github.com/pion/transport/v5/deadline"
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+)
+
+// dtlsSession is one DTLS association. To the DTLS library it is the
+// net.PacketConn that carries its records.
+type dtlsSession struct {
+	owner *DTLSConn
+	// addr is the address the handshake came from or went to, key stands for the
+	// session on the message layer.
+	addr, key netip.AddrPort
+	path      Path
+	name      string // of the server, see Peer
+	in        chan record
+	ctx       context.Context // ends with the session
+	cancel    context.CancelFunc
+	deadline  *deadline.Deadline
+	open      openRequests
+	// security and leaf are set before the first datagram is delivered.
+	security *exchange.Security
+	leaf     *x509.Certificate
+
+	// guarded by owner.mu
+	proven        bool // the peer's address is no forgery
+	counted       bool // in owner.peers, and in owner.handshakes until established
+	isEstablished bool
+	heard         time.Time
+	element       *list.Element // in owner.unproven or owner.silent
+	cid           connectionID
+
+	mu      sync.Mutex
+	conn    *dtls.Conn // when the handshake is over
+	cause   error
+	ended   bool
+	cookie  []byte   // in our HelloVerifyRequest
+	waiting [][]byte // for the handshake
+}
+
+// record is a datagram of records with the address it came from.
+type record struct {
+	data []byte
+	addr netip.AddrPort
+}
+
+// newSession makes a session that is not entered anywhere.
+func (d *DTLSConn) newSession(addr netip.AddrPort, path Path, name string) *dtlsSession {
+	s := &dtlsSession{owner: d, addr: addr, key: sessionKey(d.Engine.NextID()), path: path, name: name,
+		in: make(chan record, dtlsInbound), deadline: deadline.New()}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+// sessionKey is an address in 100::/64 (RFC 6666).
+func sessionKey(id uint64) netip.AddrPort {
+	a := [16]byte{0: 1}
+	binary.BigEndian.PutUint64(a[8:], id)
+	return netip.AddrPortFrom(netip.AddrFrom16(a), 0)
+}
+
+// serve carries a client's session to its end.
+func (s *dtlsSession) serve() {
+	d := s.owner
+	conn, err := dtls.ServerWithOptions(s, dtlsAddr(s.addr), d.serverOptions(s)...)
+	s.run(conn, err)
+}
+
+// dial carries a session with a server to its end.
+func (s *dtlsSession) dial() {
+	d := s.owner
+	options, err := d.clientOptions(s)
+	var conn *dtls.Conn
+	if err == nil {
+		conn, err = dtls.ClientWithOptions(s, dtlsAddr(s.addr), options...)
+	}
+	s.run(conn, err)
+}
+
+func (s *dtlsSession) run(conn *dtls.Conn, err error) {
+	d := s.owner
+	if err == nil {
+		ctx, cancel := context.WithTimeout(s.ctx, d.Limits.Handshake)
+		err = conn.HandshakeContext(ctx)
+		cancel()
+	}
+	established := err == nil
+	if established {
+		established, err = s.begin(conn)
+	}
+	if established {
+		err = s.read(conn)
+	}
+	s.end(err)
+	if conn != nil {
+		_ = conn.Close()
+	}
+	_ = s.Close()
+	s.mu.Lock()
+	err, waiting := s.cause, s.waiting
+	s.waiting = nil
+	s.mu.Unlock()
+	d.remove(s, err)
+	if !established {
+		d.Log.Info("DTLS handshake failed", zap.Stringer("peer", s.addr), zap.Error(err))
+	}
+	if d.client {
+		peer := Peer{Addr: s.addr, name: s.name}
+		for _, data := range waiting {
+			buf := dtlsBuffers.Get().(*[]byte)
+			*buf = append((*buf)[:0], data...)
+			d.deliver(received{peer: peer, data: buf, undeliverable: err})
+		}
+		if established {
+			d.deliver(received{peer: peer, gone: err})
+		}
+	}
+	s.open.cancelAll() // GP-44
+	d.Engine.Flush()
+}
+
+// begin takes note of who the peer is and sends what has waited.
+func (s *dtlsSession) begin(conn *dtls.Conn) (bool, error) {
+	d := s.owner
+	state, ok := conn.ConnectionState()
+	if !ok {
+		return false, errNoSession
+	}
+	s.security, s.leaf = d.judge(&state)
+	d.establish(s, conn)
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		return true, s.cause
+	}
+	s.conn = conn
+	waiting := s.waiting
+	s.waiting = nil
+	s.mu.Unlock()
+	for _, data := range waiting {
+		if _, err := conn.Write(data); err != nil {
+			return true, err
+		}
+	}
+	return true, nil
+}
+
+// read delivers datagrams until the session ends.
+func (s *dtlsSession) read(conn *dtls.Conn) error {
+	d := s.owner
+	for {
+		buf := dtlsBuffers.Get().(*[]byte)
+		*buf = (*buf)[:cap(*buf)]
+		n, err := conn.Read(*buf)
+		if err != nil {
+			dtlsBuffers.Put(buf)
+			if errors.Is(err, io.EOF) {
+				return errSessionClosed
+			}
+			return err
+		}
+		*buf = (*buf)[:n]
+		peer := Peer{Addr: s.addr, name: s.name}
+		if !d.client {
+			peer = Peer{Addr: addrOf(conn.RemoteAddr()), session: s}
+		}
+		d.deliver(received{peer: peer, path: s.path, data: buf})
+	}
+}
+
+var errSessionClosed = errors.New("DTLS session closed by peer")
+
+// at is the peer's present address.
+func (s *dtlsSession) at() netip.AddrPort {
+	s.mu.Lock()
+	conn := s.conn
+	s.mu.Unlock()
+	if conn == nil {
+		return s.addr
+	}
+	return addrOf(conn.RemoteAddr())
+}
+
+// write sends a datagram in an established session.
+func (s *dtlsSession) write(data []byte) error {
+	s.mu.Lock()
+	conn, ended := s.conn, s.ended
+	s.mu.Unlock()
+	if conn == nil || ended {
+		return errNoSession
+	}
+	_, err := conn.Write(data)
+	return err
+}
+
+// writeOrWait is write for a session that may be in its handshake.
+func (s *dtlsSession) writeOrWait(data []byte) error {
+	s.mu.Lock()
+	if s.conn == nil && !s.ended {
+		defer s.mu.Unlock()
+		if len(s.waiting) >= s.owner.Limits.Queue {
+			return os.ErrDeadlineExceeded
+		}
+		s.waiting = append(s.waiting, bytes.Clone(data))
+		return nil
+	}
+	s.mu.Unlock()
+	return s.write(data)
+}
+
+// provenFor reports whether the server may be known by the name, as far as that
+// can be said: in the handshake only under the name it was begun for.
+func (s *dtlsSession) provenFor(name string) bool {
+	if name == s.name {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == nil {
+		return false
+	}
+	if s.leaf == nil {
+		return true // a pre-shared key belongs to the address
+	}
+	if name == "" {
+		name = s.addr.Addr().WithZone("").String()
+	}
+	return s.leaf.VerifyHostname(name) == nil
+}
+
+// end begins to end the session. It may wait for room in a socket buffer.
+func (s *dtlsSession) end(cause error) {
+	s.mu.Lock()
+	if s.cause == nil {
+		s.cause = cause
+	}
+	conn, first := s.conn, !s.ended
+	s.ended = true
+	s.mu.Unlock()
+	if first && conn != nil {
+		_ = conn.Close() // says goodbye, then closes s
+		return
+	}
+	_ = s.Close()
+}
+
+// endLater is end for a caller that must not wait or holds owner.mu.
+func (s *dtlsSession) endLater(cause error) {
+	s.owner.wg.Go(func() { s.end(cause) })
+}
+
+// push hands over a datagram of records, which is copied; with a full queue it
+// is lost, as datagrams are.
+func (s *dtlsSession) push(data []byte, addr netip.AddrPort) {
+	select {
+	case s.in <- record{bytes.Clone(data), addr}:
+	default:
+		s.owner.Stats.Dropped.Add(1)
+	}
+}
+
+// hasCookie reports whether the datagram shows the cookie we sent.
+func (s *dtlsSession) hasCookie(data []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.cookie) > 0 && bytes.Contains(data, s.cookie)
+}
+
+// keepCookie remembers the cookie of a HelloVerifyRequest (RFC 6347 §4.2.1):
+// record and handshake header, version, length, cookie.
+func (s *dtlsSession) keepCookie(data []byte) {
+	const (
+		helloVerifyRequest = 3
+		at                 = recordHeader + 12 + 2
+	)
+	if len(data) <= at || data[0] != recordHandshake || data[recordHeader] != helloVerifyRequest {
+		return
+	}
+	n := int(data[at])
+	if len(data) < at+1+n {
+		return
+	}
+	s.mu.Lock()
+	s.cookie = bytes.Clone(data[at+1 : at+1+n])
+	s.mu.Unlock()
+}
+
+// ReadFrom implements net.PacketConn.
+func (s *dtlsSession) ReadFrom(b []byte) (int, net.Addr, error) {
+	select {
+	case <-s.deadline.Done():
+		return 0, nil, os.ErrDeadlineExceeded
+	default:
+	}
+	select {
+	case r := <-s.in:
+		return copy(b, r.data), dtlsAddr(r.addr), nil
+	case <-s.ctx.Done():
+		return 0, nil, net.ErrClosed
+	case <-s.deadline.Done():
+		return 0, nil, os.ErrDeadlineExceeded
+	}
+}
+
+// WriteTo implements net.PacketConn.
+func (s *dtlsSession) WriteTo(b []byte, addr net.Addr) (int, error) {
+	s.keepCookie(b)
+	if err := s.owner.send(addrOf(addr), s.path, b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// Close implements net.PacketConn.
+func (s *dtlsSession) Close() error {
+	s.cancel()
+	return nil
+}
+
+// LocalAddr implements net.PacketConn.
+func (s *dtlsSession) LocalAddr() net.Addr { return dtlsAddr(s.owner.LocalAddr()) }
+
+// SetDeadline implements net.PacketConn.
+func (s *dtlsSession) SetDeadline(t time.Time) error { return s.SetReadDeadline(t) }
+
+// SetReadDeadline implements net.PacketConn.
+func (s *dtlsSession) SetReadDeadline(t time.Time) error {
+	s.deadline.Set(t)
+	return nil
+}
+
+// SetWriteDeadline implements net.PacketConn; writes hardly wait.
+func (s *dtlsSession) SetWriteDeadline(time.Time) error { return nil }
+
+// dtlsAddr is a net.Addr that can be compared.
+type dtlsAddr netip.AddrPort
+
+// Network implements net.Addr.
+func (dtlsAddr) Network() string { return "udp" }
+
+// String implements net.Addr.
+func (a dtlsAddr) String() string { return netip.AddrPort(a).String() }
+
+func addrOf(a net.Addr) netip.AddrPort {
+	d, _ := a.(dtlsAddr)
+	return netip.AddrPort(d)
+}
