@@ -32,10 +32,6 @@ type Origin struct {
 	peer  netip.AddrPort
 }
 
-// Endpoint is the message layer that received the request, nil for one that
-// came by a connection.
-func (rx *Reception) Endpoint() *Endpoint { return rx.endpoint }
-
 // Origin is the client endpoint that a Token belongs to.
 func (rx *Reception) Origin() Origin {
 	if rx.stream != nil {
@@ -138,10 +134,6 @@ func (in *Incoming) Accept(rx *Reception, m *wire.Message) {
 		open.enter(in)
 	}
 }
-
-// Endpoint is the message layer the request came through, nil for one that came
-// by a connection.
-func (in *Incoming) Endpoint() *Endpoint { return in.endpoint }
 
 // Origin is the client endpoint that the Token belongs to.
 func (in *Incoming) Origin() Origin {

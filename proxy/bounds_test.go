@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"fmt"
-	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,7 +70,7 @@ func TestDrain(t *testing.T) {
 // more than the limit of them (GP-43).
 func TestEndedTokens(t *testing.T) {
 	key := func(i int) clientToken {
-		return clientToken{clientPort{peer: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), 1)}, fmt.Sprint(i)}
+		return clientToken{token: fmt.Sprint(i)}
 	}
 	now := time.Now()
 	e := newEndedTokens(3)

@@ -24,7 +24,7 @@ type waitingResponse struct {
 
 // deliver sends a confirmable response when its turn comes. m is borrowed.
 func (f *Front) deliver(x *groupRequest, m *wire.Message) {
-	key := clientPort{x.in.Endpoint(), x.in.Peer.Addr}
+	key := x.in.Origin()
 	f.mu.Lock()
 	d := f.deliveries[key]
 	if d == nil {
@@ -47,9 +47,7 @@ func (f *Front) deliver(x *groupRequest, m *wire.Message) {
 }
 
 func (f *Front) transmit(x *groupRequest, m *wire.Message) {
-	e := x.in.Endpoint()
-	m.Type, m.ID, m.Token = message.Confirmable, e.NextID(x.in.Peer.Addr), x.in.Token
-	if err := e.Send(x.in.Peer, x.in.Path, m, confirmation{x}); err != nil {
+	if _, err := x.in.Relay(m, message.Confirmable, confirmation{x}); err != nil {
 		f.Stats.DeliveryDropped.Add(1)
 		f.delivered(x)
 		return
@@ -59,7 +57,7 @@ func (f *Front) transmit(x *groupRequest, m *wire.Message) {
 
 // delivered gives the next waiting response its turn.
 func (f *Front) delivered(x *groupRequest) {
-	key := clientPort{x.in.Endpoint(), x.in.Peer.Addr}
+	key := x.in.Origin()
 	f.mu.Lock()
 	d := f.deliveries[key]
 	if d == nil {
@@ -84,7 +82,7 @@ func (f *Front) delivered(x *groupRequest) {
 // has ended: none of it may be sent for the first time any more (GP-33), and
 // the client's other exchanges need the room. Called under the lock.
 func (f *Front) withdraw(x *groupRequest) {
-	d := f.deliveries[clientPort{x.in.Endpoint(), x.in.Peer.Addr}]
+	d := f.deliveries[x.in.Origin()]
 	if d == nil {
 		return
 	}

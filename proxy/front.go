@@ -38,7 +38,8 @@ type FrontConfig struct {
 }
 
 // Front is the CoAP side towards clients: it implements
-// endpoint.RequestHandler for every port that serves clients.
+// endpoint.RequestHandler for every port that serves clients, over datagrams and
+// connections (FP-89).
 type Front struct {
 	FrontConfig
 	zones  zoneText
@@ -49,20 +50,13 @@ type Front struct {
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
 	ended      *endedTokens
-	deliveries map[clientPort]*delivery
-}
-
-// clientPort is a client as the message layer sees it: its address and the
-// endpoint it talks to.
-type clientPort struct {
-	endpoint *endpoint.Endpoint
-	peer     netip.AddrPort
+	deliveries map[endpoint.Origin]*delivery
 }
 
 // NewFront returns a Front.
 func NewFront(c FrontConfig) *Front {
 	return &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
-		ended: newEndedTokens(c.MaxEnded), deliveries: make(map[clientPort]*delivery)}
+		ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery)}
 }
 
 var _ endpoint.RequestHandler = (*Front)(nil)
@@ -88,8 +82,8 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	defer func() { *r = exchange.Request{}; requests.Put(r) }()
 	*r = exchange.Request{
 		ID: f.Engine.NextID(), Method: m.Code, Options: m.Options, Payload: m.Payload,
-		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: f.localOf(rx),
-		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: maxUDPBody,
+		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(),
+		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: rx.MaxPayload(),
 	}
 	if ce := f.Log.Check(zap.DebugLevel, "request"); ce != nil {
 		ce.Write(zap.Uint64("exchange", r.ID), zap.Stringer("client", r.Peer), zap.String("method", wire.CodeString(r.Method)),
@@ -111,7 +105,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		x.End(failure)
 		return
 	}
-	f.Next.Exchange(r, x)
+	x.in.CancelWhenGone(f.Next.Exchange(r, x))
 	x.in.AckLater()
 }
 
@@ -126,19 +120,6 @@ func silence(rx *endpoint.Reception, m *wire.Message) {
 
 // requests lends the structs that handlers borrow.
 var requests = sync.Pool{New: func() any { return new(exchange.Request) }}
-
-// maxUDPBody is the response body that a client over UDP can take in one
-// message (RFC 7252 §4.6).
-const maxUDPBody = 1024
-
-// localOf is the address and port the request was sent to.
-func (f *Front) localOf(rx *endpoint.Reception) netip.AddrPort {
-	local := rx.Endpoint().LocalAddr()
-	if rx.Path.Local.IsValid() {
-		return netip.AddrPortFrom(rx.Path.Local, local.Port())
-	}
-	return local
-}
 
 // hop is what the options of a request say to this proxy alone.
 type hop struct {

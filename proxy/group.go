@@ -17,8 +17,8 @@ import (
 
 // clientToken tells group exchanges apart: client endpoint and Token (GP-40).
 type clientToken struct {
-	clientPort
-	token string
+	origin endpoint.Origin
+	token  string
 }
 
 // groupRequest is a request that may get many responses: one with a
@@ -36,15 +36,14 @@ type groupRequest struct {
 	dialect    exchange.Dialect
 	delivery   exchange.Delivery
 	relayType  message.Type
-	relayed    int // touched by the serialised calls of the sink only
+	// What the serialised calls of the sink alone touch:
+	relayed int
+	watched []uint16 // Message IDs of NON responses that a RST may name
 
 	target exchange.Target // for the log
 
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
 	ended  bool              // guarded by front.mu
-
-	mu      sync.Mutex
-	watched []uint16 // Message IDs of NON responses that a RST may name
 }
 
 // Locate implements exchange.Locator.
@@ -53,7 +52,7 @@ func (x *groupRequest) Locate(t *exchange.Target) { x.target = *t }
 // stopEarly looks a request up among the running group exchanges before
 // anything else is done with it. It reports whether that settled the request.
 func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool {
-	key := clientToken{clientPort{rx.Endpoint(), rx.Peer.Addr}, string(m.Token)}
+	key := clientToken{rx.Origin(), string(m.Token)}
 	stop := m.Code == codes.GET && h.timeout.Present && h.timeout.Seconds == 0 && h.local // GP-40
 	f.mu.Lock()
 	x := f.running[key]
@@ -96,7 +95,7 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 	f.Stats.GroupRequests.Add(1)
 	x := &groupRequest{front: f, id: r.ID, noResponse: h.noResponse, problem: h.problem,
 		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable}
-	x.key = clientToken{clientPort{rx.Endpoint(), rx.Peer.Addr}, string(m.Token)}
+	x.key = clientToken{rx.Origin(), string(m.Token)}
 	x.in.Accept(rx, m)
 	if r.Client != nil {
 		x.dialect, x.delivery = r.Client.Dialect, r.Client.Delivery
@@ -118,6 +117,7 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 		f.running[x.key] = x
 	}
 	f.mu.Unlock()
+	x.in.CancelWhenGone(cancel) // GP-44
 	switch {
 	case ended:
 	case r.Target.Addr.IsValid() && !r.Target.Group:
@@ -147,17 +147,17 @@ func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
 	if ce := f.Log.Check(zap.DebugLevel, "relayed"); ce != nil {
 		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
 	}
-	if x.relayType == message.Confirmable {
+	if x.relayType == message.Confirmable && !x.in.Reliable() {
 		f.deliver(x, m)
 		return exchange.Continue
 	}
-	e := x.in.Endpoint()
-	m.Type, m.ID = message.NonConfirmable, e.NextID(x.in.Peer.Addr)
-	x.mu.Lock()
-	x.watched = append(x.watched, m.ID)
-	x.mu.Unlock()
-	if e.Send(x.in.Peer, x.in.Path, m, x) == nil {
-		f.Stats.Relayed.Add(1)
+	id, err := x.in.Relay(m, message.NonConfirmable, x)
+	if err != nil {
+		return exchange.Continue
+	}
+	f.Stats.Relayed.Add(1)
+	if !x.in.Reliable() {
+		x.watched = append(x.watched, id)
 	}
 	return exchange.Continue
 }
@@ -176,12 +176,8 @@ func (x *groupRequest) End(err error) {
 	}
 	f.withdraw(x)
 	f.mu.Unlock()
-	x.mu.Lock()
-	watched := x.watched
-	x.watched = nil
-	x.mu.Unlock()
-	for _, id := range watched {
-		x.in.Endpoint().Settle(x.in.Peer.Addr, id)
+	for _, id := range x.watched {
+		x.in.Settle(id)
 	}
 	if refused {
 		x.refuse(err)
