@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net/netip"
 
 	"github.com/pion/dtls/v3"
@@ -53,7 +54,7 @@ func dtlsSuites(certificates, psk bool) []dtls.CipherSuiteID {
 func (d *DTLSConn) serverOptions(s *dtlsSession) []dtls.ServerOption {
 	c := &d.Credentials
 	options := []dtls.ServerOption{
-		dtls.WithLoggerFactory(silentLog{}),
+		dtls.WithLoggerFactory(silentLog()),
 		dtls.WithConnectionIDGenerator(func() []byte { return d.newConnectionID(s) }),
 		dtls.WithCipherSuites(dtlsSuites(len(c.Certificates) > 0, c.Key != nil)...),
 	}
@@ -100,7 +101,7 @@ func (d *DTLSConn) clientOptions(s *dtlsSession) ([]dtls.ClientOption, error) {
 		return nil, errNoCredentials
 	}
 	options := []dtls.ClientOption{
-		dtls.WithLoggerFactory(silentLog{}),
+		dtls.WithLoggerFactory(silentLog()),
 		// We can be reached under one address, so no Connection ID is asked for;
 		// one that the server wants is sent.
 		dtls.WithConnectionIDGenerator(dtls.OnlySendCIDGenerator()),
@@ -145,18 +146,6 @@ func isPSK(id dtls.CipherSuiteID) bool {
 
 // silentLog keeps the DTLS library from writing to standard error: what strangers
 // do is counted.
-type silentLog struct{}
-
-// NewLogger implements logging.LoggerFactory.
-func (silentLog) NewLogger(string) logging.LeveledLogger { return silentLog{} }
-
-func (silentLog) Trace(string)          {}
-func (silentLog) Tracef(string, ...any) {}
-func (silentLog) Debug(string)          {}
-func (silentLog) Debugf(string, ...any) {}
-func (silentLog) Info(string)           {}
-func (silentLog) Infof(string, ...any)  {}
-func (silentLog) Warn(string)           {}
-func (silentLog) Warnf(string, ...any)  {}
-func (silentLog) Error(string)          {}
-func (silentLog) Errorf(string, ...any) {}
+func silentLog() logging.LoggerFactory {
+	return &logging.DefaultLoggerFactory{Writer: io.Discard, DefaultLogLevel: logging.LogLevelDisabled}
+}

@@ -73,12 +73,12 @@ func meterKey(identity string) ([]byte, bool) { return []byte("secret"), identit
 func pskClient(identity, key string) *piondtls.Config {
 	return &piondtls.Config{
 		PSK: func([]byte) ([]byte, error) { return []byte(key), nil }, PSKIdentityHint: []byte(identity),
-		CipherSuites: []piondtls.CipherSuiteID{piondtls.TLS_PSK_WITH_AES_128_CCM_8}, LoggerFactory: silentLog{},
+		CipherSuites: []piondtls.CipherSuiteID{piondtls.TLS_PSK_WITH_AES_128_CCM_8}, LoggerFactory: silentLog(),
 	}
 }
 
 func certClient(ca *authority, certs ...tls.Certificate) *piondtls.Config {
-	return &piondtls.Config{RootCAs: ca.pool(), ServerName: "server.example", Certificates: certs, LoggerFactory: silentLog{}}
+	return &piondtls.Config{RootCAs: ca.pool(), ServerName: "server.example", Certificates: certs, LoggerFactory: silentLog()}
 }
 
 // ask does a request with go-coap's client.
@@ -284,7 +284,7 @@ func TestDTLSFlood(t *testing.T) {
 	for range 50 {
 		c, err := net.Dial("udp", b.addr())
 		require.NoError(t, err)
-		defer c.Close()
+		t.Cleanup(func() { _ = c.Close() })
 		_, err = c.Write(hello)
 		require.NoError(t, err)
 	}
@@ -453,7 +453,7 @@ func TestDTLSGoCoAPServer(t *testing.T) {
 	})))
 	l, err := coapnet.NewDTLSListener("udp", "127.0.0.1:0", &piondtls.Config{
 		PSK: func([]byte) ([]byte, error) { return []byte("secret"), nil }, CipherSuites: []piondtls.CipherSuiteID{piondtls.TLS_PSK_WITH_AES_128_CCM_8},
-		LoggerFactory: silentLog{}, ConnectionIDGenerator: piondtls.RandomCIDGenerator(8),
+		LoggerFactory: silentLog(), ConnectionIDGenerator: piondtls.RandomCIDGenerator(8),
 	})
 	require.NoError(t, err)
 	s := dtls.NewServer(quietPeer, options.WithMux(router))

@@ -185,7 +185,7 @@ func TestStreamTLSHalfOpen(t *testing.T) {
 	for range 20 {
 		conn, err := net.Dial("tcp", addr)
 		require.NoError(t, err)
-		defer conn.Close()
+		t.Cleanup(func() { _ = conn.Close() })
 		silent = append(silent, conn)
 	}
 	conn, err := tcp.Dial(addr, quietPeer, options.WithTLS(&tls.Config{RootCAs: ca.pool(), ServerName: "server.example"}))
@@ -294,7 +294,7 @@ func TestWebSocketRefusals(t *testing.T) {
 	hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	dial := func(path string, o *websocket.DialOptions) (*websocket.Conn, int) {
 		o.HTTPClient = hc
-		conn, r, err := websocket.Dial(t.Context(), "ws://"+addr+path, o)
+		conn, r, err := websocket.Dial(t.Context(), "ws://"+addr+path, o) //nolint:bodyclose // the library closes it
 		if err != nil {
 			return nil, r.StatusCode
 		}

@@ -182,7 +182,7 @@ func (h *WebSocketHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = conn.Close(websocket.StatusProtocolError, "subprotocol coap is required")
 		return
 	}
-	st := newStream(h.server.StreamConfig, h.server, newWSTransport(h.ctx, conn))
+	st := newStream(h.server.StreamConfig, h.server, newWSTransport(h.ctx, conn)) //nolint:contextcheck // that of the request ends with the hijacking
 	st.place, st.peer = place, place.peer
 	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
 		st.local = addrPortOf(local)
@@ -190,7 +190,7 @@ func (h *WebSocketHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.TLS != nil {
 		st.security = tlsSecurity(r.TLS)
 	}
-	h.server.carry(h.ctx, st)
+	h.server.carry(h.ctx, st) //nolint:contextcheck // as above
 }
 
 // ServeWebSocket accepts WebSocket connections until ctx ends, which closes the
@@ -230,7 +230,7 @@ func dialWebSocket(ctx context.Context, authority string, dial func(ctx context.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	// dial secures the connection where that is due, so that HTTP need not know.
-	conn, response, err := websocket.Dial(ctx, "ws://"+authority+WebSocketPath, &websocket.DialOptions{
+	conn, response, err := websocket.Dial(ctx, "ws://"+authority+WebSocketPath, &websocket.DialOptions{ //nolint:bodyclose // the library closes it
 		HTTPClient: client, Subprotocols: []string{webSocketProtocol}, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {

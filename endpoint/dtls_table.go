@@ -1,0 +1,219 @@
+package endpoint
+
+import (
+	"crypto/rand"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/pion/dtls/v3"
+)
+
+// accept makes a session for a client's first ClientHello. Called under the lock.
+func (d *DTLSConn) accept(addr netip.AddrPort, path Path) *dtlsSession {
+	if d.unproven.Len() >= d.Limits.Handshakes {
+		d.Stats.Refused.Add(1)
+		oldest := d.unproven.Front().Value.(*dtlsSession)
+		d.unproven.Remove(oldest.element)
+		oldest.element = nil
+		oldest.endLater(errSessionFull)
+	}
+	s := d.newSession(addr, path, "")
+	a := d.byAddr[addr]
+	if a == nil {
+		a = &addrSessions{}
+		d.byAddr[addr] = a
+	}
+	a.pending = s
+	s.element = d.unproven.PushBack(s)
+	d.Stats.Handshakes.Add(1)
+	d.wg.Go(s.serve)
+	return s
+}
+
+// prove notes that a client has shown our cookie, so that its address is no
+// forgery (RFC 6347 §4.2.1), and gives it a place among the handshakes. Called
+// under the lock.
+func (d *DTLSConn) prove(s *dtlsSession, data []byte) {
+	if !s.hasCookie(data) || s.element == nil {
+		return
+	}
+	d.unproven.Remove(s.element)
+	s.element = nil
+	prefix := peerPrefix(s.addr.Addr())
+	if d.handshakes >= d.Limits.Handshakes || d.peers[prefix] >= d.Limits.PerPeer || !d.makeRoom() {
+		d.Stats.Refused.Add(1)
+		s.endLater(errSessionFull)
+		return
+	}
+	s.proven, s.counted = true, true
+	d.handshakes++
+	d.peers[prefix]++
+}
+
+// makeRoom reports whether there may be one more session; the longest silent one
+// gives way if it has been silent long enough. Called under the lock.
+func (d *DTLSConn) makeRoom() bool {
+	if d.silent.Len()+d.handshakes < d.Limits.Sessions {
+		return true
+	}
+	front := d.silent.Front()
+	if front == nil {
+		return false
+	}
+	s := front.Value.(*dtlsSession)
+	if time.Since(s.heard) < minSilence {
+		return false
+	}
+	d.Stats.Evicted.Add(1)
+	d.silent.Remove(s.element)
+	s.element = nil
+	s.endLater(errSessionFull)
+	return true
+}
+
+// sessionTo returns the session with a server, which may be just being opened.
+func (d *DTLSConn) sessionTo(dg *Datagram) (*dtlsSession, error) {
+	addr := dg.Peer.Addr
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if a := d.byAddr[addr]; a != nil {
+		s := a.established
+		if s == nil {
+			s = a.pending
+		}
+		if !s.provenFor(dg.Peer.name) {
+			return nil, errOtherName
+		}
+		return s, nil
+	}
+	if f, failed := d.failures.Get(addr); failed && time.Now().Before(f.until) {
+		return nil, f.err
+	}
+	if d.closing {
+		return nil, net.ErrClosed
+	}
+	if d.handshakes >= d.Limits.Handshakes || !d.makeRoom() {
+		d.Stats.Refused.Add(1)
+		return nil, errSessionFull
+	}
+	s := d.newSession(addr, dg.Path, dg.Peer.name)
+	s.proven = true
+	s.counted = true
+	d.handshakes++
+	d.peers[peerPrefix(addr.Addr())]++
+	d.byAddr[addr] = &addrSessions{pending: s}
+	d.Stats.Handshakes.Add(1)
+	d.wg.Go(s.dial)
+	return s, nil
+}
+
+var errOtherName = errors.New("the server has a certificate for another name")
+
+// establish enters a session whose handshake is over.
+func (d *DTLSConn) establish(s *dtlsSession, conn *dtls.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.isEstablished = true
+	s.heard = time.Now()
+	s.element = d.silent.PushBack(s)
+	if s.counted {
+		d.handshakes--
+	}
+	a := d.byAddr[s.addr]
+	if a == nil || a.pending != s {
+		return
+	}
+	a.pending = nil
+	if old := a.established; old != nil && old.at() == s.addr {
+		old.endLater(errReplaced)
+	}
+	a.established = s
+	d.failures.Remove(s.addr)
+	d.Stats.Established.Add(1)
+	d.Stats.Sessions.Add(1)
+}
+
+var errReplaced = errors.New("the peer has opened a new session")
+
+// remove takes a session out that has ended.
+func (d *DTLSConn) remove(s *dtlsSession, cause error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if a := d.byAddr[s.addr]; a != nil {
+		if a.pending == s {
+			a.pending = nil
+		}
+		if a.established == s {
+			a.established = nil
+		}
+		if *a == (addrSessions{}) {
+			delete(d.byAddr, s.addr)
+		}
+	}
+	if d.byCID[s.cid] == s {
+		delete(d.byCID, s.cid)
+	}
+	if s.counted {
+		prefix := peerPrefix(s.addr.Addr())
+		if d.peers[prefix]--; d.peers[prefix] == 0 {
+			delete(d.peers, prefix)
+		}
+	}
+	if s.isEstablished {
+		d.Stats.Sessions.Add(-1)
+		if s.element != nil {
+			d.silent.Remove(s.element)
+		}
+		return
+	}
+	if s.counted {
+		d.handshakes--
+	}
+	if s.element != nil {
+		d.unproven.Remove(s.element)
+	}
+	d.Stats.HandshakesFailed.Add(1)
+	if d.client && !d.closing {
+		old, _ := d.failures.Get(s.addr)
+		pause := min(max(2*old.pause, d.Limits.RetryMin), d.Limits.RetryMax)
+		d.failures.Add(s.addr, failedServer{until: time.Now().Add(pause), pause: pause, err: cause})
+	}
+}
+
+// dropIdle ends the sessions of which nothing has been heard for long.
+func (d *DTLSConn) dropIdle(now time.Time) {
+	d.mu.Lock()
+	for e := d.silent.Front(); e != nil && !d.closing; e = d.silent.Front() {
+		s := e.Value.(*dtlsSession)
+		if now.Sub(s.heard) < d.Limits.Idle {
+			break
+		}
+		d.silent.Remove(e)
+		s.element = nil
+		d.Stats.Idle.Add(1)
+		s.endLater(errIdleSession)
+	}
+	closing := d.closing
+	d.mu.Unlock()
+	if !closing {
+		d.Engine.Schedule(&d.sweep, now.Add(d.Limits.Idle/4))
+	}
+}
+
+var errIdleSession = errors.New("nothing heard for a long time")
+
+// newConnectionID gives a session its Connection ID. Called by the handshake.
+func (d *DTLSConn) newConnectionID(s *dtlsSession) []byte {
+	var id connectionID
+	_, _ = rand.Read(id[:]) // never fails
+	d.mu.Lock()
+	if d.byCID[s.cid] == s {
+		delete(d.byCID, s.cid)
+	}
+	s.cid = id
+	d.byCID[id] = s
+	d.mu.Unlock()
+	return id[:]
+}
