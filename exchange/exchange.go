@@ -53,6 +53,15 @@ type Canceler interface {
 	Cancel()
 }
 
+// Extender is a Canceler whose exchange can be made to last longer: one of a
+// group request, beyond its T' (GC-82).
+type Extender interface {
+	Canceler
+	// Extend moves the end to a later time. It reports false if the exchange has
+	// ended or is just ending, and is to be called under no lock.
+	Extend(until time.Time) bool
+}
+
 // Ended is the Canceler of an exchange that was over before Exchange returned.
 type Ended struct{}
 
