@@ -60,6 +60,16 @@ type subscriber struct {
 // Cancel implements exchange.Canceler.
 func (s *subscriber) Cancel() { s.post(exchange.ErrCanceled) }
 
+// Extend implements exchange.Extender (GC-82).
+func (s *subscriber) Extend(until time.Time) bool {
+	engine := s.transaction.leg.config.Engine
+	if !engine.Unschedule(&s.deadline) {
+		return false
+	}
+	engine.Schedule(&s.deadline, until)
+	return true
+}
+
 // expire ends the exchange at T' (GP-32, GP-38): nothing more is said. One that
 // never had its turn is told so (GC-80).
 func (s *subscriber) expire(time.Time) { s.post(nil) }
