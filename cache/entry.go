@@ -16,10 +16,11 @@ import (
 // above the line is immutable, so that it is used without a lock; a response
 // that comes in later makes a new entry.
 type entry struct {
-	hash  uint64
-	key   []byte
-	uri   int    // end of the URI part of key
-	place uint64 // see appendPlace
+	hash    uint64
+	key     []byte
+	uri     int    // end of the URI part of key
+	request int    // end of the request part of key
+	place   uint64 // see appendPlace
 
 	server   netip.AddrPort
 	code     codes.Code
@@ -188,7 +189,7 @@ func newEntry(p *exchange.Response, v storability, now time.Time, c *Config) *en
 // type of safe option in the 2.03 replaces the stored ones (FP-45; RFC 7252
 // §5.9.1.3).
 func (e *entry) refreshed(p *exchange.Response, maxAge uint32, now time.Time, c *Config) *entry {
-	n := &entry{hash: e.hash, key: e.key, uri: e.uri, place: e.place, server: e.server, code: e.code, payload: e.payload,
+	n := &entry{hash: e.hash, key: e.key, uri: e.uri, request: e.request, place: e.place, server: e.server, code: e.code, payload: e.payload,
 		client: e.client, private: e.private, hopLimit: e.hopLimit, received: now, maxAge: maxAge, expires: now.Add(time.Duration(maxAge) * time.Second)}
 	brought := func(id message.OptionID) bool { return !wire.Unsafe(id) && kept(id, c) && id != wire.ETag }
 	n.options = make(message.Options, 0, len(e.options)+len(p.Options))

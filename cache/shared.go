@@ -27,6 +27,7 @@ type shared struct {
 	key         []byte // of one server; of a group the request part
 	hash        uint64 // of flight
 	uri         int    // end of the URI part of key
+	request     int    // end of the request part of key
 	place       uint64 // of the resource at the server, or at all servers
 	begun       uint64 // see store.now
 	hopLimit    uint8
@@ -231,7 +232,7 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	case v.store && !(outdated && v.etag == nil):
 		got.entry = newEntry(p, v, now, &c.config)
 		got.entry.hopLimit, got.entry.stale = s.hopLimit, outdated
-		c.store.complete(got.entry, slices.Clone(key), s.uri, server, s.client, s.scheme)
+		c.store.complete(got.entry, slices.Clone(key), s.uri, s.request, server, s.client, s.scheme)
 		c.store.put(got.entry)
 		c.config.Stats.Stored.Add(1)
 		if s.group != nil && v.etag != nil {

@@ -153,8 +153,8 @@ func (s *store) placeOf(uri []byte, server netip.AddrPort) uint64 {
 }
 
 // complete fills in what places e in the store. key is kept.
-func (s *store) complete(e *entry, key []byte, uri int, server netip.AddrPort, client *exchange.Identity, scheme string) {
-	e.key, e.uri, e.server = key, uri, server
+func (s *store) complete(e *entry, key []byte, uri, request int, server netip.AddrPort, client *exchange.Identity, scheme string) {
+	e.key, e.uri, e.request, e.server = key, uri, request, server
 	e.hash = sum(s.seed, key)
 	e.place = s.placeOf(key[1:uri], server)
 	if secured(scheme) && client != nil {
