@@ -62,7 +62,7 @@ type Config struct {
 // Defaults returns a Config with the default bounds.
 func Defaults() Config {
 	return Config{HopLimit: 16, MaxEntries: 10_000, MaxBytes: 32 << 20, MaxBody: 1 << 20, MaxVariants: 64, MaxKey: 4096,
-		MaxAge: 24 * 60 * 60, MaxSets: 1024, MaxHeard: 4096}
+		MaxAge: 24 * 60 * 60, MaxSets: 256, MaxHeard: 1024}
 }
 
 // maxGroups bounds the groups whose servers are remembered.

@@ -87,7 +87,7 @@ type etagOwners struct {
 
 // maxOwners bounds the ETags that are remembered per set; what is beyond it is
 // forgotten as a whole, which costs requests and not correctness.
-const maxOwners = 1024
+const maxOwners = 256
 
 func (o *etagOwners) note(etag string, server netip.AddrPort) {
 	owner, known := o.owner[etag]
