@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"slices"
+	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 
@@ -55,7 +56,8 @@ func (f *Front) transmit(x *groupRequest, m *wire.Message) {
 	f.Stats.Relayed.Add(1)
 }
 
-// delivered gives the next waiting response its turn.
+// delivered gives the next waiting response its turn. An exchange that had all
+// its responses early, from a cache, has until T' to deliver them (GP-33).
 func (f *Front) delivered(x *groupRequest) {
 	key := x.in.Origin()
 	f.mu.Lock()
@@ -64,10 +66,14 @@ func (f *Front) delivered(x *groupRequest) {
 		f.mu.Unlock()
 		return
 	}
-	if len(d.waiting) > 0 {
+	for len(d.waiting) > 0 {
 		next := d.waiting[0]
 		d.waiting[0] = waitingResponse{}
 		d.waiting = d.waiting[1:]
+		if next.x.ended && !time.Now().Before(next.x.until) {
+			f.Stats.Late.Add(1)
+			continue
+		}
 		f.mu.Unlock()
 		f.transmit(next.x, next.message)
 		return
@@ -79,15 +85,16 @@ func (f *Front) delivered(x *groupRequest) {
 }
 
 // withdraw takes what still waits out of the queue of a client whose exchange
-// has ended: none of it may be sent for the first time any more (GP-33), and
-// the client's other exchanges need the room. Called under the lock.
-func (f *Front) withdraw(x *groupRequest) {
-	d := f.deliveries[x.in.Origin()]
+// is over or was stopped: none of it may be sent for the first time any more
+// (GP-33, GP-41), and the client's other exchanges need the room. Called under
+// the lock.
+func (f *Front) withdraw(key clientToken) {
+	d := f.deliveries[key.origin]
 	if d == nil {
 		return
 	}
 	waiting := len(d.waiting)
-	d.waiting = slices.DeleteFunc(d.waiting, func(w waitingResponse) bool { return w.x == x })
+	d.waiting = slices.DeleteFunc(d.waiting, func(w waitingResponse) bool { return w.x.key == key })
 	f.Stats.Late.Add(uint64(waiting - len(d.waiting)))
 }
 

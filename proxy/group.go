@@ -44,6 +44,7 @@ type groupRequest struct {
 
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
 	ended  bool              // guarded by front.mu
+	until  time.Time         // end of T'
 }
 
 // Locate implements exchange.Locator.
@@ -61,6 +62,9 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 		cancel = x.cancel
 	}
 	recently := stop && x == nil && f.ended.has(key, rx.Now)
+	if recently {
+		f.withdraw(key)
+	}
 	f.mu.Unlock()
 	switch {
 	case stop && x != nil:
@@ -94,7 +98,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.Request, h *hop, failure *exchange.Failure) {
 	f.Stats.GroupRequests.Add(1)
 	x := &groupRequest{front: f, id: r.ID, noResponse: h.noResponse, problem: h.problem,
-		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable}
+		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable, until: r.Arrival.Add(r.Timeout.Duration())}
 	x.key = clientToken{rx.Origin(), string(m.Token)}
 	x.in.Accept(rx, m)
 	if r.Client != nil {
@@ -174,7 +178,9 @@ func (x *groupRequest) End(err error) {
 	if !refused {
 		f.ended.add(x.key, time.Now())
 	}
-	f.withdraw(x)
+	if err != nil || !time.Now().Before(x.until) {
+		f.withdraw(x.key)
+	}
 	f.mu.Unlock()
 	for _, id := range x.watched {
 		x.in.Settle(id)
@@ -221,6 +227,9 @@ func (x *groupRequest) Failed(uint16, error) {
 	f.mu.Lock()
 	cancel := x.cancel
 	gone := x.ended
+	if gone {
+		f.withdraw(x.key)
+	}
 	f.mu.Unlock()
 	if gone || cancel == nil {
 		return

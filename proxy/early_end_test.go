@@ -1,0 +1,95 @@
+package proxy_test
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/proxy"
+	"coapproxy/wire"
+)
+
+type anyone struct{}
+
+func (anyone) Identify(netip.AddrPort) *exchange.Identity {
+	return &exchange.Identity{Name: "anyone", Delivery: exchange.Delivery{Type: exchange.Confirmable, Outstanding: 2, Queue: 100}}
+}
+
+// A handler that has all responses at once, a cache, ends the exchange long
+// before T': what waits for its turn is delivered all the same (GP-33), unless
+// the client stops it (GP-41).
+func TestDeliveryOutlivesAnEarlyEnd(t *testing.T) {
+	const responses = 20
+	for name, stop := range map[string]bool{"delivered": false, "stopped": true} {
+		t.Run(name, func(t *testing.T) {
+			next := exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
+				for i := range responses {
+					w.Respond(&exchange.Response{Code: codes.Content, Payload: []byte{byte(i)},
+						From: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 5683), GroupPort: 5683})
+				}
+				w.End(nil)
+				return exchange.Ended{}
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer cancel()
+			engine, numbers := exchange.NewEngine(), wire.DefaultNumbers()
+			wg.Go(func() { engine.Run(ctx) })
+			front := proxy.NewFront(proxy.FrontConfig{Next: next, Clients: anyone{}, Numbers: &numbers, Engine: engine, MaxExchanges: 10, MaxEnded: 10,
+				Stats: &proxy.Stats{}, Log: zap.NewNop()})
+			conn, err := endpoint.ListenUDP(ctx, netip.MustParseAddrPort("127.0.0.1:0"), endpoint.UDPOptions{})
+			require.NoError(t, err)
+			e := endpoint.New(endpoint.Config{Conn: conn, Engine: engine, Requests: front, Params: endpoint.DefaultParams(),
+				Dedup: endpoint.DefaultDedupLimits(), MaxToken: 8, Stats: &endpoint.Stats{}, Log: zap.NewNop()})
+			wg.Go(func() { _ = e.Serve(ctx) })
+
+			client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(conn.LocalAddr()))
+			require.NoError(t, err)
+			defer client.Close()
+			send := func(m *wire.Message) {
+				data, err := m.Append(nil)
+				require.NoError(t, err)
+				_, err = client.Write(data)
+				require.NoError(t, err)
+			}
+			send(&wire.Message{Type: message.NonConfirmable, Code: codes.GET, ID: 1, Token: []byte("t"), Options: message.Options{
+				{ID: wire.MulticastTimeout, Value: []byte{60}}, {ID: wire.ProxyURI, Value: []byte("coap://224.0.1.187/x")}}})
+			got := 0
+			buffer := make([]byte, 1500)
+			for got < responses {
+				require.NoError(t, client.SetReadDeadline(time.Now().Add(5*time.Second)))
+				n, err := client.Read(buffer)
+				require.NoError(t, err)
+				var m wire.Message
+				require.NoError(t, m.Decode(buffer[:n]))
+				if m.Code != codes.Content {
+					continue
+				}
+				got++
+				if stop && got == 2 {
+					send(&wire.Message{Type: message.NonConfirmable, Code: codes.GET, ID: 2, Token: []byte("t"), Options: message.Options{{ID: wire.MulticastTimeout}}})
+					send(&wire.Message{Type: message.Acknowledgement, ID: m.ID})
+					require.NoError(t, client.SetReadDeadline(time.Now().Add(300*time.Millisecond)))
+					_, err = client.Read(buffer)
+					require.Error(t, err, "response after the Early Stop")
+					return
+				}
+				if !stop {
+					send(&wire.Message{Type: message.Acknowledgement, ID: m.ID})
+				}
+			}
+			require.Equal(t, responses, got)
+		})
+	}
+}
