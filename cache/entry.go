@@ -22,7 +22,7 @@ type entry struct {
 	request int    // end of the request part of key
 	place   uint64 // see appendPlace
 
-	server   netip.AddrPort
+	server   netip.AddrPort // the address option is made of it for each client (GP-74)
 	code     codes.Code
 	options  message.Options // without Max-Age, sorted
 	payload  []byte

@@ -131,7 +131,9 @@ func (c *Cache) take(r *exchange.Request, a *scratch, now time.Time) {
 	a.key = a.key[:a.request]
 }
 
-// group carries out a safe request to a group whose T' is not 0.
+// group carries out a safe request to a group whose T' is not 0 (GC-60): from the
+// cache alone if every current member has a fresh entry, else by asking the group
+// (GC-61).
 func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange.Canceler {
 	n := &a.census
 	n.servers, n.version, n.complete = c.members(r, a)
@@ -191,7 +193,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 		listed = nil
 	}
 	validators := n.etags[:0]
-	for _, tag := range n.etags { // GP-80
+	for _, tag := range n.etags { // GP-80, GC-63
 		if !set.etags.ambiguous(string(tag)) && !etags(validators).has(tag) {
 			validators = append(validators, tag)
 		}

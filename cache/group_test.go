@@ -70,7 +70,7 @@ func TestEntriesOfGroupAndServerAreTheSame(t *testing.T) { // GP-70, GP-71, GC-6
 	})
 }
 
-func TestGroupKeyAndReplacement(t *testing.T) { // GP-72, GP-73
+func TestGroupKeyAndReplacement(t *testing.T) { // GP-72, GP-73, GC-60
 	_, change := members(serverA)
 	run(t, change, func(x *fixture) {
 		x.fill(groupGet(10, "t"), a("one", maxAge(100)), a("two"))

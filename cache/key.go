@@ -104,7 +104,7 @@ func (a *asked) read(r *exchange.Request, c *Config) Bypass {
 	return bypass
 }
 
-// option sorts one option into the key or out of it (FP-24, FP-41).
+// option sorts one option into the key or out of it (FP-24, FP-41, GP-72).
 func (a *asked) option(o message.Option, c *Config) Bypass {
 	switch o.ID {
 	case wire.URIPath, wire.URIQuery, wire.MaxAge, wire.Size1, wire.Size2, wire.RequestTag, c.Numbers.MulticastTimeout:
@@ -152,7 +152,7 @@ func (a *asked) server(scheme string, addr netip.AddrPort, host string, client *
 // appendServer appends the server part of a key. host is the name in a URI that
 // had one: it may select a virtual host, so that by-name and by-address are
 // different URIs; what a group answers belongs to the address of the responder
-// (GP-71).
+// (GP-71, GC-62).
 func appendServer(key []byte, scheme string, addr netip.AddrPort, host string, client *exchange.Identity) []byte {
 	key = appendItem(key, 0, nil)
 	key = append(append(key, scheme...), 0)

@@ -313,8 +313,8 @@ func (s *shared) close() {
 	s.closed = true
 }
 
-// leave ends one subscriber's exchange, and with the last one the upstream
-// exchange.
+// leave ends one subscriber's exchange with what it still holds back (GP-46), and
+// with the last one the upstream exchange (GP-41).
 func (s *shared) leave(u *subscriber, err error) {
 	if u.ended {
 		return
