@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
@@ -84,6 +85,9 @@ type Cache struct {
 
 // New returns an empty Cache. The error is about bounds that are not positive.
 func New(config Config) (*Cache, error) {
+	if min(config.MaxEntries, config.MaxBytes, config.MaxBody, config.MaxVariants, config.MaxKey, config.MaxSets, config.MaxHeard) < 1 {
+		return nil, errors.New("cache: a bound is not positive")
+	}
 	if config.Stats == nil {
 		config.Stats = &Stats{}
 	}

@@ -102,7 +102,7 @@ func (c *Cache) hear(group *audience, server netip.AddrPort) {
 	for _, g := range group.groups {
 		heard, ok := c.heard.Get(g.Addr)
 		if !ok {
-			heard, _ = lru.NewLRU[netip.AddrPort, struct{}](max(c.config.MaxHeard, 1), nil)
+			heard, _ = lru.NewLRU[netip.AddrPort, struct{}](c.config.MaxHeard, nil)
 			c.heard.Add(g.Addr, heard)
 		}
 		heard.Add(server, struct{}{})

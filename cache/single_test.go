@@ -509,3 +509,15 @@ func TestResponsesBecomeTheirOwn(t *testing.T) {
 		require.Equal(t, etag("v1"), got.Options[0])
 	})
 }
+
+func TestBoundsArePositive(t *testing.T) {
+	for _, change := range []func(*Config){
+		func(c *Config) { c.MaxEntries = 0 }, func(c *Config) { c.MaxBytes = 0 }, func(c *Config) { c.MaxBody = 0 },
+		func(c *Config) { c.MaxVariants = 0 }, func(c *Config) { c.MaxKey = -1 }, func(c *Config) { c.MaxSets = 0 }, func(c *Config) { c.MaxHeard = 0 },
+	} {
+		config := Defaults()
+		change(&config)
+		_, err := New(config)
+		require.Error(t, err)
+	}
+}
