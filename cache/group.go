@@ -194,7 +194,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	}
 	validators := n.etags[:0]
 	for _, tag := range n.etags { // GP-80, GC-63
-		if !set.etags.ambiguous(string(tag)) && !etags(validators).has(tag) {
+		if !set.etags.ambiguous(string(tag)) && !validators.has(tag) {
 			validators = append(validators, tag)
 		}
 	}

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"hash/maphash"
 	"net/netip"
 	"strings"
@@ -247,7 +248,7 @@ func (e etags) add(value []byte) etags {
 
 func (e etags) has(value []byte) bool {
 	for _, v := range e {
-		if string(v) == string(value) {
+		if bytes.Equal(v, value) {
 			return true
 		}
 	}

@@ -93,7 +93,7 @@ func (m *model) invalidate(server netip.AddrPort, path string) { // FP-47
 }
 
 func cached(r resource, e *modelEntry, listed []string) seen {
-	left := int(e.expires.Sub(time.Now()) / time.Second)
+	left := int(time.Until(e.expires) / time.Second)
 	if e.etag != "" && slices.Contains(listed, e.etag) { // FP-46
 		return seen{r.server, codes.Valid, "", max(left, 0)}
 	}
@@ -117,14 +117,15 @@ func (m *model) answer(r resource, etags []string) *exchange.Response {
 // to the entries what the response does.
 func (m *model) asked(r resource, listed []string) seen {
 	p, old := m.servers[r], m.entries[r]
-	if p.etag != "" && old != nil && old.etag == p.etag { // FP-45: the server sends 2.03
+	switch {
+	case p.etag != "" && old != nil && old.etag == p.etag: // FP-45: the server sends 2.03
 		p.code, p.body = old.code, old.body
 		m.store(r, p)
-	} else if p.etag != "" && slices.Contains(listed, p.etag) {
+	case p.etag != "" && slices.Contains(listed, p.etag):
 		if old != nil { // it has something else now
 			old.expires = time.Time{}
 		}
-	} else {
+	default:
 		m.store(r, p)
 	}
 	s := seen{r.server, p.code, p.body, int(p.maxAge)}
@@ -165,10 +166,9 @@ func (m *model) checkTag(t *rapid.T, key, print, tag string) {
 }
 
 type machine struct {
-	x     *fixture
-	m     *model
-	asked []*call
-	body  int
+	x    *fixture
+	m    *model
+	body int
 }
 
 func resourceOf(r *exchange.Request, server netip.AddrPort) resource {
@@ -343,7 +343,7 @@ func (k *machine) group(t *rapid.T) {
 		t.Fatalf("not complete, and the group was not asked")
 	}
 	group := k.x.origin.calls[before]
-	time.Sleep(until.Sub(time.Now()) - time.Nanosecond)
+	time.Sleep(time.Until(until) - time.Nanosecond)
 	synctest.Wait()
 	group.end(nil)
 	var got []seen

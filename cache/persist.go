@@ -156,7 +156,7 @@ func (c *Cache) read(data []byte, now time.Time) ([]*entry, error) {
 		return nil, errors.New("not a file of this version")
 	}
 	end := len(data) - sha256.Size
-	if digest := sha256.Sum256(data[:end]); string(digest[:]) != string(data[end:]) {
+	if digest := sha256.Sum256(data[:end]); !bytes.Equal(digest[:], data[end:]) {
 		return nil, errors.New("checksum does not match")
 	}
 	dec := cbor.NewDecoder(bytes.NewReader(body[:len(body)-sha256.Size]))
@@ -191,7 +191,7 @@ func (c *Cache) entryOf(r *record, now time.Time) (*entry, error) {
 	maxAge := min(r.MaxAge, c.config.MaxAge)
 	age := now.Sub(received)
 	if age < 0 || age >= time.Duration(maxAge)*time.Second || len(r.Payload) > c.config.MaxBody || len(r.Key) > 2*c.config.MaxKey {
-		return nil, nil //nolint:nilnil // nothing to keep is no error
+		return nil, nil
 	}
 	e := &entry{code: codes.Code(r.Code), payload: r.Payload, received: now.Add(-age), maxAge: maxAge,
 		expires: now.Add(time.Duration(maxAge)*time.Second - age), hopLimit: r.HopLimit}

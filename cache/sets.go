@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
@@ -52,7 +53,7 @@ func (s *sets) of(request []byte, groups []exchange.GroupAddr) *set {
 		s.buffer = appendAddr(append(s.buffer, 'g'), g.Addr)
 	}
 	hash := sum(s.store.seed, s.buffer)
-	if known, ok := s.known.Get(hash); ok && string(known.key) == string(s.buffer) {
+	if known, ok := s.known.Get(hash); ok && bytes.Equal(known.key, s.buffer) {
 		return known
 	}
 	fresh := &set{key: append([]byte(nil), s.buffer...), etags: &etagOwners{}}

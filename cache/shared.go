@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"net/netip"
 	"slices"
 	"sync"
@@ -85,7 +86,7 @@ func (u *subscriber) Cancel() {
 // admits reports whether a request that has the flight key of s may join it.
 // Called under Cache.mu.
 func (s *shared) admits(a *scratch, r *exchange.Request, now time.Time) bool {
-	if s.closed || s.unstored || string(s.flight) != string(a.flight) || a.hopLimit > s.hopLimit || r.Confirmable && !s.confirmable {
+	if s.closed || s.unstored || !bytes.Equal(s.flight, a.flight) || a.hopLimit > s.hopLimit || r.Confirmable && !s.confirmable {
 		return false
 	}
 	for _, e := range s.heard { // GC-82, GP-68
@@ -229,7 +230,7 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	case s.group != nil && !server.IsValid(): // the proxy's own, or a next hop's
 	case p.Code == codes.Valid:
 		got = s.confirm(old, p, now, outdated)
-	case v.store && !(outdated && v.etag == nil):
+	case v.store && (!outdated || v.etag != nil):
 		got.entry = newEntry(p, v, now, &c.config)
 		got.entry.hopLimit, got.entry.stale = s.hopLimit, outdated
 		c.store.complete(got.entry, slices.Clone(key), s.uri, s.request, server, s.client, s.scheme)
@@ -261,7 +262,7 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 func (s *shared) confirm(old *entry, p *exchange.Response, now time.Time, outdated bool) outcome {
 	c := s.cache
 	etag, _ := wire.First(p.Options, wire.ETag)
-	if old == nil || old.etag == nil || string(old.etag) != string(etag) {
+	if old == nil || old.etag == nil || !bytes.Equal(old.etag, etag) {
 		c.config.Stats.Unmatched.Add(1)
 		if old != nil {
 			old.stale = true // the server has something else now

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"hash/maphash"
 	"net/netip"
 	"slices"
@@ -49,7 +50,7 @@ func (s *store) get(key []byte) *entry {
 		return nil
 	}
 	e, ok := s.entries.Get(sum(s.seed, key))
-	if !ok || string(e.key) != string(key) {
+	if !ok || !bytes.Equal(e.key, key) {
 		return nil
 	}
 	s.tick++

@@ -1,6 +1,7 @@
 package membership
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -159,7 +160,7 @@ func (d *Directory) asked(maxAge time.Duration, err error) {
 	wait := max(maxAge*4/5, minRefresh)
 	if err != nil {
 		d.backoff = min(max(2*d.backoff, minRefresh), maxBackoff)
-		wait = d.backoff + rand.N(d.backoff/4)
+		wait = d.backoff + rand.N(d.backoff/4) //nolint:gosec // spreads load, hides nothing
 	} else {
 		d.backoff = 0
 	}
@@ -178,7 +179,7 @@ func (d *Directory) take(p *exchange.Response, maxAge time.Duration) error {
 	case p.Code == codes.Valid:
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if d.etag == nil || string(tag) != string(d.etag) {
+		if d.etag == nil || !bytes.Equal(tag, d.etag) {
 			d.etag = nil // the next question asks for the list
 			return errors.New("2.03 for an ETag that was not sent")
 		}
