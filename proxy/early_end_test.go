@@ -56,7 +56,7 @@ func TestDeliveryOutlivesAnEarlyEnd(t *testing.T) {
 
 			client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(conn.LocalAddr()))
 			require.NoError(t, err)
-			defer client.Close()
+			defer func() { _ = client.Close() }()
 			send := func(m *wire.Message) {
 				data, err := m.Append(nil)
 				require.NoError(t, err)
