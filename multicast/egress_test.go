@@ -172,7 +172,7 @@ func TestLoopbackSource(t *testing.T) {
 	var opened []netip.AddrPort
 	inSite(t, func(c *Config) {
 		c.Groups[0].Interfaces = []string{"lo"}
-		c.Interface = func(name string) (*net.Interface, error) { return net.InterfaceByName(name) }
+		c.Interface = net.InterfaceByName
 		c.Open = func(_ context.Context, local netip.AddrPort, _ endpoint.MulticastOptions) (endpoint.PacketConn, error) {
 			opened = append(opened, local)
 			return nil, net.ErrClosed

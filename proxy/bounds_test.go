@@ -66,6 +66,27 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// The end of the process ends every exchange, wherever it is.
+func TestEndOfProcess(t *testing.T) {
+	inGateway(t, func(s *setup) {
+		s.resolver = newNameServer(time.Hour)
+		for i := range s.groups {
+			s.groups[i].NStart = 1
+		}
+	}, func(g *gateway) {
+		c := g.peer(userAddr)
+		g.peer(member1, "224.0.1.187")
+		c.ask(groupGet(con, "a", 600))
+		c.ask(msg(con, codes.GET, "b", timeout(600), uri(nodesURI+"?waiting")))
+		c.ask(msg(non, codes.GET, "c", uri(serverURI)))
+		c.ask(msg(non, codes.GET, "d", uri("coap://server.example/r")))
+		require.EqualValues(t, 4, g.front.active.Load())
+		g.shut()
+		require.Zero(t, g.front.active.Load())
+		g.sinks.check()
+	})
+}
+
 // The Tokens of ended exchanges are remembered for EXCHANGE_LIFETIME, and not
 // more than the limit of them (GP-43).
 func TestEndedTokens(t *testing.T) {

@@ -181,14 +181,3 @@ func TestGroupByName(t *testing.T) {
 		c.expect()
 	})
 }
-
-// The end of the process ends a lookup, and its exchange once.
-func TestLookupAtTheEnd(t *testing.T) {
-	inGateway(t, resolving(newNameServer(time.Hour)), func(g *gateway) {
-		c := g.peer(userAddr)
-		c.ask(msg(non, codes.GET, "t", uri("coap://server.example/r")))
-		g.shut()
-		require.Zero(t, g.front.active.Load())
-		g.sinks.check()
-	})
-}
