@@ -32,6 +32,7 @@ type Config struct {
 	// never both (GC-3).
 	Names  map[string][]netip.Addr `yaml:"names"`
 	Proxy  Proxy                   `yaml:"proxy"`
+	Cache  Cache                   `yaml:"cache"`
 	Limits Limits                  `yaml:"limits"`
 	Log    Log                     `yaml:"log"`
 
@@ -131,9 +132,39 @@ type Group struct {
 	// MaxRequestPayload is the largest request payload (GC-56); more is refused
 	// as GC-52 says.
 	MaxRequestPayload Bytes `yaml:"max_request_payload"`
+	// Members are the servers known to be all of the group's, so that responses
+	// of all of them can stand for the group (GP-75). Addresses only.
+	Members []HostPort `yaml:"members"`
+	// Learned takes those who answer for the members.
+	Learned Learned `yaml:"learned"`
 	// ProtectedRequests allows requests whose method is hidden by end-to-end
 	// Group OSCORE (GC-92).
 	ProtectedRequests bool `yaml:"protected_requests"`
+}
+
+// Learned says how the members of a group are learned from who answers.
+type Learned struct {
+	// Within is the number of recent requests of which a member answered one; 0
+	// turns learning off.
+	Within int `yaml:"within"`
+	// Trusted takes them for all members (GP-75).
+	Trusted bool `yaml:"trusted"`
+}
+
+// Cache holds what concerns stored responses.
+type Cache struct {
+	Enabled bool `yaml:"enabled"`
+	// MaxEntries and MaxBytes bound what is stored, MaxBody one body,
+	// MaxVariants the entries of one resource (FP-51).
+	MaxEntries  int   `yaml:"max_entries"`
+	MaxBytes    Bytes `yaml:"max_bytes"`
+	MaxBody     Bytes `yaml:"max_body"`
+	MaxVariants int   `yaml:"max_variants"`
+	// MaxAge is the longest a response counts as fresh, in whole seconds.
+	MaxAge time.Duration `yaml:"max_age"`
+	// Persist names the file that keeps fresh entries across a restart; none if
+	// empty.
+	Persist string `yaml:"persist"`
 }
 
 // Proxy holds what applies to every client and group.
@@ -157,6 +188,9 @@ type Proxy struct {
 	// ZoneInReplyFrom adds the interface to link-local addresses in Reply-From
 	// (GP-57).
 	ZoneInReplyFrom bool `yaml:"zone_in_reply_from"`
+	// DefaultInterface is where a link-local target without zone is, if it has
+	// not been heard anywhere; none if empty (GP-57).
+	DefaultInterface string `yaml:"default_interface"`
 	// ClientTypes is the message type used towards unicast targets (FP-31).
 	ClientTypes ClientTypes `yaml:"client_types"`
 	// AllowLoopback, AllowLinkLocal and AllowPrivate say which kinds of unicast
@@ -175,7 +209,7 @@ type Proxy struct {
 type OptionNumbers struct {
 	MulticastTimeout uint16 `yaml:"multicast_timeout"`
 	// LegacyTimeout is a second number on which Multicast-Timeout is accepted
-	// from legacy clients; 0 means none (GP-127).
+	// from clients of the dialects legacy and both; 0 means none (GP-127).
 	LegacyTimeout uint16 `yaml:"legacy_timeout"`
 	ReplyFrom     uint16 `yaml:"reply_from"`
 	GroupETag     uint16 `yaml:"group_etag"`

@@ -31,6 +31,10 @@ func Default() *Config {
 				ResponseForwarding: 96,  // GP-127
 			},
 		},
+		Cache: Cache{
+			Enabled: false, MaxEntries: 10000, MaxBytes: 32 * MiB, MaxBody: MiB, MaxVariants: 64, // FP-51
+			MaxAge: 24 * time.Hour,
+		},
 		Limits: Limits{
 			MaxToken:           8, // FP-83
 			Exchanges:          65536,

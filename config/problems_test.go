@@ -96,12 +96,19 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:1: a key must be plain text, not a list"}},
 		{"merge key", "log: &l {level: info}\nproxy:\n  <<: *l\n", []string{
 			"c.yaml:3: proxy.<<: merge keys are not supported; write the keys out"}},
-		{"reserved keys", "credentials: x\nroutes: [a]\nnext_hop: {uri: a}\ncache: true\nmetrics: 1\n", []string{
+		{"members (GP-75)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://224.0.1.187\n  members: [\"224.0.1.1:5683\", \"[fe80::1]:5683\"]\n  learned: {within: 2}\n", []string{
+			"c.yaml:5: groups[0].members: given together with learned; write the members or have them learned",
+			"c.yaml:5: groups[0].members[0]: 224.0.1.1:5683 is not the address and port of a server; write e.g. 192.0.2.7:5683",
+			`c.yaml:5: groups[0].members[1]: [fe80::1]:5683 needs its interface; write e.g. "[fe80::1%eth0]:5683"`}},
+		{"cache (FP-51)", "cache: {max_entries: 0, max_age: 1500ms, enabled: maybe}\n", []string{
+			"c.yaml:1: cache.enabled: must be true or false, not the text \"maybe\"",
+			"c.yaml:1: cache.max_entries: 0 is out of range; write a value from 1 to 16777216",
+			"c.yaml:1: cache.max_age: 1.5s is not a whole number of seconds; write e.g. 2s"}},
+		{"reserved keys", "credentials: x\nroutes: [a]\nnext_hop: {uri: a}\nmetrics: 1\n", []string{
 			"c.yaml:1: credentials: not supported by this version; remove it",
 			"c.yaml:2: routes: not supported by this version; remove it",
 			"c.yaml:3: next_hop: not supported by this version; remove it",
-			"c.yaml:4: cache: not supported by this version; remove it",
-			"c.yaml:5: metrics: not supported by this version; remove it"}},
+			"c.yaml:4: metrics: not supported by this version; remove it"}},
 
 		// Types.
 		{"mapping for list", "listen: {a: 1}\n", []string{

@@ -29,6 +29,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.clients()
 	v.proxy()
 	v.limits()
+	v.cache()
 	oneOf(&v, "log.level", c.Log.Level, LogDebug, LogInfo, LogWarn, LogError)
 	oneOf(&v, "log.format", c.Log.Format, LogConsole, LogJSON)
 	oneOf(&v, "log.output", c.Log.Output, LogStderr, LogStdout)
@@ -246,6 +247,9 @@ func (v *validator) names() {
 // proxy checks proxy.
 func (v *validator) proxy() {
 	p := &v.c.Proxy
+	if p.DefaultInterface != "" {
+		v.networkInterface("proxy.default_interface", p.DefaultInterface) // GP-57
+	}
 	wholeSeconds(v, "proxy.max_timeout", p.MaxTimeout, time.Second, maxTimeout) // GP-29
 	oneOf(v, "proxy.max_scope", p.MaxScope, ScopeInterfaceLocal, ScopeLinkLocal, ScopeRealmLocal, ScopeAdminLocal,
 		ScopeSiteLocal, ScopeOrganizationLocal, ScopeGlobal) // GC-5
@@ -264,6 +268,15 @@ func (v *validator) proxy() {
 }
 
 // limits checks limits.
+func (v *validator) cache() {
+	k := &v.c.Cache
+	between(v, "cache.max_entries", k.MaxEntries, 1, 1<<24)
+	between(v, "cache.max_bytes", k.MaxBytes, 64*KiB, 64*GiB)
+	between(v, "cache.max_body", k.MaxBody, 64, GiB)
+	between(v, "cache.max_variants", k.MaxVariants, 1, 65536)
+	wholeSeconds(v, "cache.max_age", k.MaxAge, time.Second, 365*24*time.Hour)
+}
+
 func (v *validator) limits() {
 	l := &v.c.Limits
 	between(v, "limits.max_token", l.MaxToken, 8, 256) // FP-83

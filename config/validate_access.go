@@ -45,11 +45,30 @@ func (v *validator) groups() {
 		oneOf(v, key+".repeat", g.Repeat, RepeatOff, RepeatSameMID, RepeatNewMID)   // GC-40
 		between(v, key+".max_request_payload", g.MaxRequestPayload, 1, 65000)       // GC-56
 		v.networks(key+".allowed_sources", g.AllowedSources)                        // GC-25
+		between(v, key+".learned.within", g.Learned.Within, 0, 1000)
+		v.members(key+".members", g)
 	}
 }
 
 // groupURI checks that the group at key is one that can be sent to, and that no
 // group so far, in taken, has the same address and port (GC-2).
+// members checks the list of a group's servers (GP-75).
+func (v *validator) members(key string, g *Group) {
+	if len(g.Members) > 0 && g.Learned.Within > 0 {
+		v.add(key, "given together with learned", "write the members or have them learned")
+	}
+	unique(v, key, g.Members)
+	for i, m := range g.Members {
+		at := fmt.Sprintf("%s[%d]", key, i)
+		switch {
+		case !m.Addr.IsValid(), m.Addr.IsMulticast(), m.Addr.IsUnspecified(), m.Port == 0:
+			v.add(at, m.String()+" is not the address and port of a server", "write e.g. 192.0.2.7:5683")
+		case m.Addr.Is6() && m.Addr.IsLinkLocalUnicast() && m.Addr.Zone() == "":
+			v.add(at, m.String()+" needs its interface", "write e.g. \"[fe80::1%eth0]:5683\"")
+		}
+	}
+}
+
 func (v *validator) groupURI(key string, g *Group, taken map[HostPort]string) {
 	key += ".uri"
 	u := g.URI.HostPort

@@ -32,6 +32,8 @@ type runningProxy struct {
 	metrics   *metrics.Registry
 	cancel    context.CancelFunc
 	wait      func()
+	// save keeps the stored responses for the next start.
+	save func()
 }
 
 // startProxy makes a proxy of a configuration and starts it. It runs until stop
@@ -78,6 +80,12 @@ func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runnin
 		cancel()
 		return nil, err
 	}
+	p.wait = func() { wg.Wait(); groupLeg.Wait(); unicastLeg.Wait(); names.Wait() }
+	fail := func(err error) (*runningProxy, error) {
+		cancel()
+		p.wait()
+		return nil, err
+	}
 	heard := access.NewHeard()
 	own := &ownAddresses{}
 
@@ -86,22 +94,20 @@ func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runnin
 		Group:   &blockwise.Continuation{Group: groupLeg, Unicast: unicastLeg, Engine: engine, Stats: &bodies, Log: log.Named("blockwise")},
 		Unicast: blockwise.NewUpstream(unicastLeg, maxBody), Numbers: numbers, HopLimit: uint8(c.Proxy.HopLimit),
 		Identifier: identifierOf(c), GroupBody: groupBody(c), HoldBack: proxy.NewHoldBack(), Log: log.Named("route")}
-	whole := blockwise.NewDownstream(route, maxBody, maxBodies, &blocks)
+	stored, err := p.cacheOf(c, route, engine, numbers, log.Named("cache"))
+	if err != nil {
+		return fail(err)
+	}
+	whole := blockwise.NewDownstream(stored, maxBody, maxBodies, &blocks)
 	window := &proxy.Groups{Next: whole, RefuseAboveMax: c.Proxy.RefuseAboveMax, Log: log.Named("route")}
 	policy := access.New(policyOf(c), window, heard)
 	window.MaxTimeout = policy.MaxTimeout
 	targets := &proxy.Targets{Next: policy, Local: proxy.Local{}, Numbers: numbers, Names: names, Own: own.is,
-		OwnNames: ownNames(c), Zone: heard.Zone, Engine: engine, Log: log.Named("target")}
+		OwnNames: ownNames(c), Zone: zoneOf(c, heard), Engine: engine, Log: log.Named("target")}
 	p.front = proxy.NewFront(proxy.FrontConfig{Next: targets, Clients: policy, Numbers: numbers, Engine: engine,
 		ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom, MaxExchanges: c.Limits.Exchanges, MaxEnded: c.Limits.Exchanges,
 		Stats: &fronts, Log: log.Named("front")})
 
-	p.wait = func() { wg.Wait(); groupLeg.Wait(); unicastLeg.Wait(); names.Wait() }
-	fail := func(err error) (*runningProxy, error) {
-		cancel()
-		p.wait()
-		return nil, err
-	}
 	if err := prepareGroups(c, groupLeg, log); err != nil {
 		return fail(err)
 	}
@@ -151,6 +157,7 @@ func (p *runningProxy) stop(grace time.Duration) int {
 	timer.Stop()
 	p.cancel()
 	p.wait()
+	p.save()
 	return left
 }
 
@@ -226,6 +233,16 @@ func ownNames(c *config.Config) map[string]bool {
 		names[strings.ToLower(n)] = true
 	}
 	return names
+}
+
+// zoneOf returns the interface of a link-local server (GP-57).
+func zoneOf(c *config.Config, heard *access.Heard) func(netip.Addr) string {
+	return func(server netip.Addr) string {
+		if zone := heard.Zone(server); zone != "" {
+			return zone
+		}
+		return c.Proxy.DefaultInterface
+	}
 }
 
 // ownAddresses tells which destinations are this proxy (FP-8).

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"coapproxy/cache"
+	"coapproxy/config"
+	"coapproxy/exchange"
+	"coapproxy/membership"
+	"coapproxy/wire"
+)
+
+// cacheOf puts the cache in front of next, and behind it who listens to the
+// members of groups.
+func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, engine *exchange.Engine, numbers *wire.Numbers, log *zap.Logger) (exchange.Handler, error) {
+	p.save = func() {}
+	if !c.Cache.Enabled {
+		return next, nil
+	}
+	members, learned := membersOf(c)
+	if len(learned) > 0 {
+		next = &membership.Listener{Next: next, Groups: learned}
+	}
+	settings := cache.Defaults()
+	settings.Next, settings.Engine, settings.Numbers, settings.Members = next, engine, numbers, members
+	settings.HopLimit = uint8(c.Proxy.HopLimit)
+	settings.MaxEntries, settings.MaxBytes = c.Cache.MaxEntries, int(c.Cache.MaxBytes)
+	settings.MaxBody, settings.MaxVariants = int(c.Cache.MaxBody), c.Cache.MaxVariants
+	settings.MaxAge = uint32(c.Cache.MaxAge / time.Second)
+	settings.Stats, settings.Ages = &cache.Stats{}, &cache.Ages{}
+	p.metrics.Register("cache", settings.Stats, func(i int) string { return cache.Bypass(i).String() })
+	p.metrics.Register("cache", settings.Ages, cache.AgeName)
+	k, err := cache.New(settings)
+	if err != nil {
+		return nil, err
+	}
+	if file := c.Cache.Persist; file != "" {
+		load(k, file, log)
+		p.save = func() {
+			n, err := k.Save(file)
+			if err != nil {
+				log.Error("stored responses not kept", zap.Error(err))
+				return
+			}
+			log.Info("stored responses kept", zap.String("file", file), zap.Int("entries", n))
+		}
+	}
+	return k, nil
+}
+
+// load takes over what the last run kept. A file that cannot be used never
+// keeps the proxy from starting.
+func load(k *cache.Cache, file string, log *zap.Logger) {
+	n, err := k.Load(file)
+	var damaged *cache.DamagedError
+	switch {
+	case errors.As(err, &damaged):
+		log.Warn("damaged file of stored responses moved aside", zap.String("to", damaged.MovedTo), zap.Error(err))
+	case err != nil:
+		log.Warn("stored responses not read", zap.Error(err))
+	default:
+		log.Info("stored responses read", zap.String("file", file), zap.Int("entries", n))
+	}
+}
+
+// maxLearned bounds the members learned per group.
+const maxLearned = 4096
+
+// membersOf returns who knows the members of the groups, and those of them that
+// learn by listening.
+func membersOf(c *config.Config) (membership.Groups, map[string]*membership.Learned) {
+	groups, learned := make(membership.Groups), make(map[string]*membership.Learned)
+	for i := range c.Groups {
+		g := &c.Groups[i]
+		switch {
+		case len(g.Members) > 0:
+			var servers []netip.AddrPort
+			for _, m := range g.Members {
+				servers = append(servers, netip.AddrPortFrom(m.Addr, m.Port))
+			}
+			groups[g.Name] = membership.Static(servers)
+		case g.Learned.Within > 0:
+			l := membership.NewLearned(membership.LearnedConfig{Within: g.Learned.Within, Trusted: g.Learned.Trusted,
+				Window: g.Leisure + 2*time.Second, MaxMembers: maxLearned})
+			groups[g.Name], learned[g.Name] = l, l
+		}
+	}
+	return groups, learned
+}
