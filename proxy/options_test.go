@@ -204,6 +204,18 @@ func TestGroupBody(t *testing.T) {
 	require.Equal(t, "unicast", throughRoute(t, r).where)
 }
 
+// The Observe of a server never reaches a client that the proxy has not
+// registered (FP-24).
+func TestObserveRemoved(t *testing.T) {
+	m := msg(con, codes.Content, "", opt(wire.ETag, "e"), opt(wire.Observe, "\x07"), opt(wire.MaxAge, ""))
+	p := &exchange.Response{Code: codes.Content, Options: m.Options, From: addrPort("192.0.2.1:5683")}
+	e := throughRoute(t, toServer(), p)
+	require.Len(t, e.responses, 1)
+	require.Len(t, e.responses[0].Options, 2)
+	require.False(t, wire.Has(e.responses[0].Options, wire.Observe))
+	require.True(t, wire.Has(p.Options, wire.Observe), "the response of the leg is not changed")
+}
+
 // What comes from a server: an unsafe option that is not understood, or not as
 // it should be, makes a response unusable, and so does a code of no class of
 // responses (FP-20, FP-22, FP-27, FP-33); what is safe goes through, critical or
@@ -216,7 +228,7 @@ func TestResponseOptions(t *testing.T) {
 	}{
 		"plain":                   {codes.Content, nil, true},
 		"error":                   {codes.NotFound, []message.Option{opt(wire.MaxAge, "\x05")}, true},
-		"understood":              {codes.Content, []message.Option{opt(wire.Observe, ""), opt(wire.MaxAge, ""), opt(wire.Block2, "\x06"), opt(wire.Block1, "\x06")}, true},
+		"understood":              {codes.Content, []message.Option{opt(wire.MaxAge, ""), opt(wire.Block2, "\x06"), opt(wire.Block1, "\x06")}, true},
 		"locations":               {codes.Created, []message.Option{opt(wire.LocationPath, "a"), opt(wire.LocationPath, "b"), opt(wire.LocationQuery, "c")}, true},
 		"unknown, safe":           {codes.Content, []message.Option{opt(60000, ""), opt(60001, "")}, true},
 		"Echo (GC-76)":            {codes.Unauthorized, []message.Option{opt(wire.Echo, "e")}, true},

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -151,7 +152,13 @@ func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 		}
 		bad := failureResponse(f, c.route.Numbers) // GP-60
 		bad.From, bad.GroupPort = p.From, p.GroupPort
+		bad.Options = insertOption(bad.Options, wire.MaxAge, nil) // it says nothing about the next response
 		return c.sink.Respond(bad)
+	}
+	if wire.Has(p.Options, wire.Observe) { // nobody was registered: FP-24
+		q := *p
+		q.Options = slices.DeleteFunc(slices.Clone(p.Options), func(o message.Option) bool { return o.ID == wire.Observe })
+		p = &q
 	}
 	switch {
 	case p.Code == wire.HopLimitReached:

@@ -227,8 +227,8 @@ func TestUnusableGroupResponse(t *testing.T) {
 		a.answer(q, non, "fine")
 		got := c.take()
 		require.Len(t, got, 3)
-		require.Equal(t, "NON 5.02 "+from1+" |the server's response has option 65002, which cannot be processed", describe(&got[0].Message))
-		require.Equal(t, "NON 5.02 "+from1+" |the server answered with code 3.00", describe(&got[1].Message))
+		require.Equal(t, "NON 5.02 14= "+from1+" |the server's response has option 65002, which cannot be processed", describe(&got[0].Message))
+		require.Equal(t, "NON 5.02 14= "+from1+" |the server answered with code 3.00", describe(&got[1].Message))
 		require.Equal(t, "NON 2.05 "+from1+" |fine", describe(&got[2].Message))
 	})
 }
