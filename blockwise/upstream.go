@@ -44,7 +44,7 @@ func NewUpstream(next exchange.Handler, limit int) *Upstream {
 		panic(err) // the size is a positive constant
 	}
 	u := &Upstream{next: next, limit: limit, refuses: refuses}
-	u.tags.Store(rand.Uint32()) // not those of the process before this one (RFC 9175 §3.4)
+	u.tags.Store(rand.Uint32()) //nolint:gosec // not those of the process before this one (RFC 9175 §3.4); no secret
 	return u
 }
 

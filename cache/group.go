@@ -180,7 +180,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, bodyLimit: r.BodyLimit, confirmable: r.Confirmable,
 		observe: observe, scheme: groupScheme, uri: a.uri, request: a.request, place: place, until: until}
 	s.key = append(make([]byte, 0, len(a.flight)), a.key...)
-	s.flight = append(s.key, a.flight[len(a.key):]...) //nolint:gocritic // the flight key continues the key
+	s.flight = append(s.key, a.flight[len(a.key):]...) // the flight key continues the key
 	s.group = &audience{target: r.Target, groups: slices.Clone(n.groups), set: set}
 	if !a.echo {
 		c.flights[hash] = s

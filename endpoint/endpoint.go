@@ -87,7 +87,7 @@ func New(c Config) *Endpoint {
 	e := &Endpoint{Config: c, id: c.Engine.NextID(), pending: make(map[messageKey]pending), seed: maphash.MakeSeed(), dedup: newDedup(c.Dedup, c.Stats)}
 	e.out = outbox{conn: c.Conn, engine: c.Engine, stats: c.Stats, failed: e.sendFailed}
 	for i := range e.ids {
-		e.ids[i].next.Store(rand.Uint32() & 0xffff)
+		e.ids[i].next.Store(rand.Uint32() & 0xffff) //nolint:gosec // Message IDs are no secret
 	}
 	return e
 }

@@ -287,5 +287,8 @@ func (in *Incoming) forget(reply []byte) {
 // unwatched takes no interest in a confirmable response.
 type unwatched struct{}
 
-func (unwatched) Acknowledged(uint16)  {}
+// Acknowledged does nothing.
+func (unwatched) Acknowledged(uint16) {}
+
+// Failed does nothing.
 func (unwatched) Failed(uint16, error) {}

@@ -21,7 +21,9 @@ const (
 	idSegmentBits = 12
 )
 
-func newIDSpace() *idSpace { return &idSpace{next: uint16(rand.Uint32())} }
+func newIDSpace() *idSpace {
+	return &idSpace{next: uint16(rand.Uint32())} //nolint:gosec // Message IDs are no secret
+}
 
 // take returns the next ID, or false while the next segment is still in use.
 func (s *idSpace) take(now time.Time) (uint16, bool) {

@@ -45,7 +45,7 @@ func TestMessageIDsAgainstModel(t *testing.T) {
 						t.Fatalf("ID %d of port %d used again after %v", id, port, now.Sub(used))
 					}
 				}
-				if len(l.spaces) > port && !lastUse[port][uint16(next[port]-1)].IsZero() && id != next[port] {
+				if len(l.spaces) > port && !lastUse[port][next[port]-1].IsZero() && id != next[port] {
 					t.Fatalf("ID %d follows %d", id, next[port]-1)
 				}
 				lastUse[port][id], next[port] = now, id+1

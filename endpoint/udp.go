@@ -176,7 +176,7 @@ func (u *UDPConn) ReadBatch(batch []Datagram) (int, error) {
 		n, err := u.batch.ReadBatch(u.in[:min(len(batch), len(u.in))], 0)
 		switch {
 		case err == nil:
-			for i := range n {
+			for i := range batch[:n] {
 				u.fill(&batch[i], &u.in[i])
 			}
 			return n, nil

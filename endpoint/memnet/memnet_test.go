@@ -131,7 +131,7 @@ func TestFate(t *testing.T) {
 		time.Sleep(time.Second - 1)
 		synctest.Wait()
 		require.Empty(t, arrivals(y))
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		require.Equal(t, []string{"1", "2", "doubled", "3", "4"}, arrivals(y))
 		n.Shape(nil)
