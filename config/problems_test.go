@@ -96,6 +96,9 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:1: a key must be plain text, not a list"}},
 		{"merge key", "log: &l {level: info}\nproxy:\n  <<: *l\n", []string{
 			"c.yaml:3: proxy.<<: merge keys are not supported; write the keys out"}},
+		{"listeners over TCP", "listen: [\"coap://127.0.0.1\", \"coap+tcp://127.0.0.1\", \"coap+ws://127.0.0.1:5683\", \"coap+ws://0.0.0.0\", \"coap+tcp://127.0.0.1:80\"]\n", []string{
+			"c.yaml:1: listen[2]: coap+ws://127.0.0.1:5683 is listen[1] in line 1 too; remove one of them",
+			"c.yaml:1: listen[4]: coap+tcp://127.0.0.1:80 is part of listen[3] in line 1; remove one of them"}},
 		{"members (GP-75)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://224.0.1.187\n  members: [\"224.0.1.1:5683\", \"[fe80::1]:5683\"]\n  learned: {within: 2}\n", []string{
 			"c.yaml:5: groups[0].members: given together with learned; write the members or have them learned",
 			"c.yaml:5: groups[0].members[0]: 224.0.1.1:5683 is not the address and port of a server; write e.g. 192.0.2.7:5683",
@@ -153,9 +156,7 @@ func TestParseProblems(t *testing.T) {
 		// listen.
 		{"unsupported schemes", "listen:\n- coaps://127.0.0.1\n- coap+tcp://127.0.0.1\n- coaps+tcp://127.0.0.1\n- coap+ws://127.0.0.1\n- coaps+ws://127.0.0.1\n- http://localhost:8080\n- HTTPS://[::1]\n", []string{
 			"c.yaml:2: listen[0]: coaps is not supported by this version; write a coap:// URI",
-			"c.yaml:3: listen[1]: coap+tcp is not supported by this version; write a coap:// URI",
 			"c.yaml:4: listen[2]: coaps+tcp is not supported by this version; write a coap:// URI",
-			"c.yaml:5: listen[3]: coap+ws is not supported by this version; write a coap:// URI",
 			"c.yaml:6: listen[4]: coaps+ws is not supported by this version; write a coap:// URI",
 			"c.yaml:7: listen[5]: http is not supported by this version; write a coap:// URI",
 			"c.yaml:8: listen[6]: https is not supported by this version; write a coap:// URI"}},

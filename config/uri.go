@@ -11,7 +11,7 @@ const defaultPort = 5683
 
 // Listener is an address the proxy listens on.
 type Listener struct {
-	// Scheme is "coap" in this version.
+	// Scheme is "coap" (UDP), "coap+tcp" or "coap+ws".
 	Scheme string
 	// Addr is a unicast or unspecified address, with a zone when link-local.
 	// Port 0 lets the system choose.
@@ -87,9 +87,18 @@ func (t Target) String() string {
 // parseListener reads the URI of a listener.
 func parseListener(s string) (Listener, *fault) {
 	const hint = "write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683"
+	scheme := "coap"
+	for _, stream := range []string{"coap+tcp", "coap+ws"} {
+		if name, rest, ok := strings.Cut(s, "://"); ok && strings.EqualFold(name, stream) {
+			scheme, s = stream, "coap://"+rest
+		}
+	}
 	rest, f := cutScheme(s, hint)
 	if f != nil {
 		return Listener{}, f
+	}
+	if host, port := cutPort(rest); port == "" && scheme == "coap+ws" && !strings.HasSuffix(rest, ":") {
+		rest = host + ":80" // RFC 8323 §8.3
 	}
 	h, f := parseHostPort(rest)
 	if f != nil {
@@ -98,7 +107,7 @@ func parseListener(s string) (Listener, *fault) {
 	if h.Host != "" {
 		return Listener{}, faultf(hint, "%s is not an IP address, and a listener needs one", show(h.Host))
 	}
-	return Listener{Scheme: "coap", Addr: netip.AddrPortFrom(h.Addr, h.Port)}, nil
+	return Listener{Scheme: scheme, Addr: netip.AddrPortFrom(h.Addr, h.Port)}, nil
 }
 
 // parseGroupURI reads the URI of a group.

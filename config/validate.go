@@ -175,12 +175,16 @@ func (v *validator) listeners() {
 	if len(v.c.Listen) == 0 {
 		v.add("listen", "no listener", "remove the key to listen on the loopback addresses, or write e.g. coap://127.0.0.1:5683")
 	}
-	taken := map[netip.AddrPort]string{}
+	type socket struct { // UDP and TCP ports are independent
+		addr netip.AddrPort
+		tcp  bool
+	}
+	taken := map[socket]string{}
 	for i, l := range v.c.Listen {
 		key := fmt.Sprintf("listen[%d]", i)
 		addr := l.Addr.Addr()
 		switch {
-		case l.Scheme != "coap":
+		case l.Scheme != "coap" && l.Scheme != "coap+tcp" && l.Scheme != "coap+ws":
 			v.add(key, show(l.Scheme)+" is not supported by this version", "write a coap:// URI")
 			continue
 		case !addr.IsValid():
@@ -198,11 +202,12 @@ func (v *validator) listeners() {
 		if l.Addr.Port() == 0 {
 			continue // each gets a port of its own
 		}
-		if first, ok := taken[l.Addr]; ok {
+		at := socket{l.Addr, l.Scheme != "coap"}
+		if first, ok := taken[at]; ok {
 			v.add(key, fmt.Sprintf("%s is %s too", l, v.where(first)), "remove one of them")
 			continue
 		}
-		taken[l.Addr] = key
+		taken[at] = key
 	}
 	// A wildcard takes the port on every address of its family.
 	for i, l := range v.c.Listen {
@@ -210,7 +215,7 @@ func (v *validator) listeners() {
 		if l.Addr.Addr().Is4() {
 			wildcard = netip.IPv4Unspecified()
 		}
-		first, ok := taken[netip.AddrPortFrom(wildcard, l.Addr.Port())]
+		first, ok := taken[socket{netip.AddrPortFrom(wildcard, l.Addr.Port()), l.Scheme != "coap"}]
 		if ok && l.Addr.Addr().IsValid() && l.Addr.Addr() != wildcard {
 			v.add(fmt.Sprintf("listen[%d]", i), fmt.Sprintf("%s is part of %s", l, v.where(first)), "remove one of them")
 		}

@@ -35,6 +35,7 @@ type settings struct {
 	proxy   string // further keys
 	limits  string // further keys
 	names   string
+	cache   string // keys; default: no cache
 	log     string // default: debug
 }
 
@@ -65,6 +66,9 @@ func (s settings) yaml(group netip.AddrPort) string {
 	}
 	if s.names != "" {
 		b.WriteString("names:\n" + indent("  ", s.names))
+	}
+	if s.cache != "" {
+		b.WriteString("cache:\n" + indent("  ", s.cache))
 	}
 	b.WriteString("proxy:\n  allow_loopback: true\n" + indent("  ", s.proxy))
 	limits := s.limits
@@ -100,7 +104,8 @@ func serveFile(t *testing.T, h *host, file string) *proxy {
 	t.Cleanup(func() { p.stop() })
 	p.waitFor(`"msg":"ready"`)
 	for _, e := range p.entries("listening") {
-		addr, err := netip.ParseAddrPort(strings.TrimPrefix(e.text("uri"), "coap://"))
+		_, authority, _ := strings.Cut(e.text("uri"), "://")
+		addr, err := netip.ParseAddrPort(authority)
 		require.NoError(t, err)
 		p.addrs = append(p.addrs, addr)
 	}

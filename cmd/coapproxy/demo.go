@@ -133,7 +133,7 @@ func runDemonstration(ctx context.Context, io stdio, s demoSettings) error {
 	defer func() { p.stop(c.Limits.Grace) }()
 
 	show := demonstration{out: io.out, program: s.program, devices: devices.Devices(), group: devices.Addr(),
-		proxy: reachable(p.listeners[0].LocalAddr()), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
+		proxy: reachable(p.listeners[0]), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
 	show.introduce()
 	switch server, err := show.ask(ctx, log.Named("client")); {
 	case ctx.Err() != nil:

@@ -28,7 +28,7 @@ import (
 // runningProxy is a started proxy.
 type runningProxy struct {
 	front     *proxy.Front
-	listeners []*endpoint.Endpoint
+	listeners []netip.AddrPort // in the order of the configuration
 	metrics   *metrics.Registry
 	cancel    context.CancelFunc
 	wait      func()
@@ -111,40 +111,10 @@ func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runnin
 	if err := prepareGroups(c, groupLeg, log); err != nil {
 		return fail(err)
 	}
-	var conns []*endpoint.UDPConn
-	for _, l := range c.Listen {
-		conn, err := endpoint.ListenUDP(ctx, l.Addr, endpoint.UDPOptions{ReceiveBuffer: int(c.Limits.ReceiveBuffer),
-			SendBuffer: int(c.Limits.ReceiveBuffer), PacketInfo: true})
-		if err != nil {
-			if optionalListener(l, err) {
-				log.Warn("not listening", zap.Stringer("listener", l), zap.Error(err))
-				continue
-			}
-			for _, c := range conns {
-				_ = c.Close()
-			}
-			return fail(fmt.Errorf("listen on %s: %w", l, err))
-		}
-		conns = append(conns, conn)
-	}
-	if len(conns) == 0 {
-		return fail(errors.New("no listener works"))
+	if err := p.listen(ctx, c, listening{engine: engine, own: own, dedup: dedup, messages: &messages, wg: &wg}, log); err != nil {
+		return fail(err)
 	}
 	warnings(c, log)
-	for _, conn := range conns {
-		own.add(conn.LocalAddr())
-	}
-	for _, conn := range conns {
-		e := endpoint.New(endpoint.Config{Conn: conn, Engine: engine, Requests: p.front, Params: endpoint.DefaultParams(),
-			Dedup: dedup, MaxToken: c.Limits.MaxToken, Stats: &messages, Log: log.Named("coap")})
-		p.listeners = append(p.listeners, e)
-		wg.Go(func() { _ = e.Serve(ctx) })
-		log.Info("listening", zap.String("uri", "coap://"+conn.LocalAddr().String()), zap.Int("receive_buffer", conn.ReceiveBuffer()))
-		if got := conn.ReceiveBuffer(); got < int(c.Limits.ReceiveBuffer) {
-			log.Warn("the kernel gave a smaller receive buffer than wanted; raise net.core.rmem_max",
-				zap.Int("wanted", int(c.Limits.ReceiveBuffer)), zap.Int("got", got))
-		}
-	}
 	return p, nil
 }
 
@@ -168,13 +138,6 @@ const (
 
 // maxServers bounds the servers whose Message IDs are remembered.
 const maxServers = 16384
-
-// optionalListener reports whether the proxy may do without a listener that
-// failed: the IPv6 loopback address, which is among the defaults, on a host
-// without IPv6.
-func optionalListener(l config.Listener, err error) bool {
-	return l.Addr.Addr() == netip.IPv6Loopback() && isNoFamily(err)
-}
 
 // prepareGroups opens the sockets of all groups with a known address.
 func prepareGroups(c *config.Config, leg *multicast.Leg, log *zap.Logger) error {

@@ -1,0 +1,121 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"coapproxy/test/internal/coap"
+)
+
+// stored is a handler whose responses are fresh for a minute and have an ETag,
+// which it validates.
+func stored(s *server, r *request) {
+	if r.Code != coap.GET {
+		s.answer(r, coap.Message{Code: coap.CodeOf(2, 4)})
+		return
+	}
+	etag := coap.Option{Number: coap.ETag, Value: []byte("e1")}
+	age := coap.Uint(coap.MaxAge, 60)
+	for _, known := range r.All(coap.ETag) {
+		if string(known) == "e1" {
+			s.answer(r, coap.Message{Code: coap.CodeOf(2, 3), Options: []coap.Option{etag, age}})
+			return
+		}
+	}
+	s.answer(r, coap.Message{Code: coap.CodeOf(2, 5), Options: []coap.Option{etag, age}, Payload: []byte(s.name)})
+}
+
+// A fresh response is given again without asking the server (FP-41), with the
+// Max-Age that is left (FP-42), as 2.03 to a client that has it (FP-46), and not
+// after the resource was changed (FP-47).
+func TestCache(t *testing.T) {
+	t.Parallel()
+	origin := single(t, stored)
+	s := forwarding
+	s.cache = "enabled: true"
+	p := startProxy(t, group0, s)
+	c := newClient(t, here, clientAddr, p.addr())
+	uri := "coap://" + origin.addr().String() + "/x"
+	for range 3 {
+		in := c.ask(get(coap.CON, uri))
+		require.Equal(t, coap.CodeOf(2, 5), in.Code)
+		require.Equal(t, "server", string(in.Payload))
+		require.Len(t, in.All(coap.MaxAge), 1)
+	}
+	require.Len(t, origin.requests(), 1)
+	in := c.ask(get(coap.CON, uri, coap.Option{Number: coap.ETag, Value: []byte("e1")}))
+	require.Equal(t, coap.CodeOf(2, 3), in.Code)
+	require.Empty(t, in.Payload)
+	require.Len(t, origin.requests(), 1)
+
+	put := get(coap.CON, uri)
+	put.Code = coap.PUT
+	require.Equal(t, coap.CodeOf(2, 4), c.ask(put).Code)
+	in = c.ask(get(coap.CON, uri)) // validated by its ETag (FP-45)
+	require.Equal(t, coap.CodeOf(2, 5), in.Code)
+	require.Equal(t, "server", string(in.Payload))
+	require.Len(t, origin.requests(), 3)
+}
+
+// With all members known, the second request to a group is answered by the
+// cache alone, once per server (GP-75), and later by one 2.03 for the Group-ETag
+// of the set (GP-84, GP-85).
+func TestGroupCache(t *testing.T) {
+	t.Parallel()
+	servers, group := members(t, 3, stored)
+	var list []string
+	for _, s := range servers {
+		list = append(list, fmt.Sprintf("%q", s.addr().String()))
+	}
+	p := startProxy(t, group, settings{cache: "enabled: true",
+		group: "nstart: 16\nleisure: 1s\nprobing_rate: 0\nmembers: [" + strings.Join(list, ", ") + "]"})
+	c := newClient(t, here, clientAddr, p.addr())
+	uri := fmt.Sprintf("coap://%v/x", group)
+
+	var tag []byte
+	for round := range 2 {
+		seen := make(map[string]bool)
+		for _, in := range c.gatherN(get(coap.NON, uri, timeout(30)), len(servers)) {
+			require.Equal(t, coap.CodeOf(2, 5), in.Code)
+			seen[serverOf(t, in).String()] = true
+			if values := in.All(coap.GroupETag); len(values) == 1 {
+				tag = values[0]
+			}
+		}
+		require.Len(t, seen, len(servers), "round %d", round)
+	}
+	for _, s := range servers {
+		require.Len(t, s.requests(), 1)
+	}
+	require.NotEmpty(t, tag)
+	in := c.ask(get(coap.CON, uri, timeout(30), coap.Option{Number: coap.GroupETag, Value: tag}))
+	require.Equal(t, coap.CodeOf(2, 3), in.Code)
+	require.Empty(t, in.All(coap.ReplyFrom))
+	for _, s := range servers {
+		require.Len(t, s.requests(), 1)
+	}
+}
+
+// What is fresh at SIGTERM is there after the next start; a damaged file is
+// moved aside.
+func TestCachePersists(t *testing.T) {
+	t.Parallel()
+	origin := single(t, stored)
+	s := forwarding
+	file := t.TempDir() + "/cache"
+	s.cache = "enabled: true\npersist: " + file
+	uri := "coap://" + origin.addr().String() + "/x"
+	for range 2 {
+		p := startProxy(t, group0, s)
+		require.Equal(t, coap.CodeOf(2, 5), newClient(t, here, clientAddr, p.addr()).ask(get(coap.CON, uri)).Code)
+		p.stop()
+	}
+	require.Len(t, origin.requests(), 1)
+	require.NoError(t, os.WriteFile(file, []byte("damaged"), 0o600))
+	p := startProxy(t, group0, s)
+	require.Len(t, p.entries("damaged file of stored responses moved aside"), 1)
+}
