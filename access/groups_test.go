@@ -209,7 +209,7 @@ func TestMaxTimeout(t *testing.T) {
 				c.Groups[0].MaxTimeout, c.Groups[1].MaxTimeout = tt.nodes, tt.lights
 			}), &leg{}, NewHeard())
 			r := toGroup(allNodes)
-			r.Client = p.Identify(worker)
+			r.Client = p.Identify(worker, nil)
 			if tt.also {
 				r.Target.Also = []exchange.GroupAddr{{Addr: lights}}
 			}

@@ -82,7 +82,7 @@ func config(change ...func(*Config)) Config {
 
 // try sends a request of the client at peer through the policy.
 func try(p *Policy, peer netip.AddrPort, r *exchange.Request) *outcome {
-	r.Client, r.Peer = p.Identify(peer), peer
+	r.Client, r.Peer = p.Identify(peer, nil), peer
 	if r.Method == 0 {
 		r.Method = codes.GET
 	}

@@ -36,7 +36,7 @@ func TestIdentify(t *testing.T) {
 		"203.0.113.1:1":      "",
 		"[2001:db9::1]:5683": "",
 	} {
-		id := p.Identify(netip.MustParseAddrPort(peer))
+		id := p.Identify(netip.MustParseAddrPort(peer), nil)
 		if name == "" {
 			require.Nil(t, id, peer)
 			continue
@@ -45,6 +45,26 @@ func TestIdentify(t *testing.T) {
 		require.Equal(t, name, id.Name, peer)
 		require.False(t, id.Authenticated)
 	}
+}
+
+// A pre-shared key tells the client, whatever its address; a key of nobody leaves
+// it to the address (GP-23).
+func TestIdentifyByKey(t *testing.T) {
+	p := New(Config{Clients: []Client{
+		{Identity: exchange.Identity{Name: "gateway"}, PSK: "gw-1"},
+		{Identity: exchange.Identity{Name: "office"}, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
+	}}, &leg{}, NewHeard())
+	here, elsewhere := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("203.0.113.1:1")
+	for _, peer := range []netip.AddrPort{here, elsewhere} {
+		id := p.Identify(peer, &exchange.Security{PSK: true, PSKIdentity: "gw-1"})
+		require.Equal(t, "gateway", id.Name)
+		require.True(t, id.Authenticated)
+	}
+	id := p.Identify(here, &exchange.Security{PSK: true, PSKIdentity: "gw-2"})
+	require.Equal(t, "office", id.Name)
+	require.False(t, id.Authenticated)
+	require.Nil(t, p.Identify(elsewhere, &exchange.Security{PSK: true}))
+	require.Nil(t, p.Identify(elsewhere, &exchange.Security{PSKIdentity: "gw-1"}))
 }
 
 // An identity that another layer made is nobody to this one.

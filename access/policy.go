@@ -19,7 +19,8 @@ import (
 type Policy struct {
 	next     exchange.Handler
 	config   Config
-	networks []network // longest prefix first
+	networks []network                     // longest prefix first
+	keys     map[string]*exchange.Identity // by PSK identity
 	groups   map[netip.AddrPort]*group
 	named    map[hostPort]*group
 	heard    *Heard
@@ -53,7 +54,7 @@ type client struct {
 // New returns the policy in front of next. heard is where servers that
 // answered group requests are remembered.
 func New(config Config, next exchange.Handler, heard *Heard) *Policy {
-	p := &Policy{next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
+	p := &Policy{keys: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
 	byName := make(map[string]*group)
 	for _, g := range config.Groups {
 		kept := &group{Group: g, rate: limiter(g.Rate, g.Burst)}
@@ -87,6 +88,11 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 		}
 		kept.groupRate = limiter(config.GroupRate, config.GroupBurst)
 		kept.rate = limiter(config.RequestRate, config.RequestBurst)
+		if c.PSK != "" {
+			known := *kept.identity
+			known.Authenticated = true
+			p.keys[c.PSK] = &known
+		}
 		for _, prefix := range c.Networks {
 			p.networks = append(p.networks, network{prefix.Masked(), kept})
 		}
@@ -112,9 +118,16 @@ func unzoned(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().WithZone(""), a.Port())
 }
 
-// Identify returns the identity of a client known by its network alone (GP-24),
-// nil for any other: the longest matching prefix counts.
-func (p *Policy) Identify(peer netip.AddrPort) *exchange.Identity {
+// Identify returns the identity of a client (GP-23): by the pre-shared key it has
+// proven to hold, or else by its network alone (GP-24), the longest matching
+// prefix counting; nil for any other. A key that belongs to no client proves
+// nothing.
+func (p *Policy) Identify(peer netip.AddrPort, proven *exchange.Security) *exchange.Identity {
+	if proven != nil && proven.PSK {
+		if id := p.keys[proven.PSKIdentity]; id != nil {
+			return id
+		}
+	}
 	addr := peer.Addr().WithZone("")
 	for i := range p.networks {
 		if p.networks[i].prefix.Contains(addr) {

@@ -14,6 +14,9 @@ type Client struct {
 	Identity exchange.Identity
 	// Networks identify the client by its source address (GP-24).
 	Networks []netip.Prefix
+	// PSK identifies the client by the identity of its pre-shared key; empty: by
+	// none.
+	PSK string
 	// AllGroups allows every configured group, Groups the named ones.
 	AllGroups bool
 	Groups    []string

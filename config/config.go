@@ -22,6 +22,8 @@ import (
 // goroutines.
 type Config struct {
 	Listen []Listener `yaml:"listen"`
+	// Credentials says where the secrets are.
+	Credentials Credentials `yaml:"credentials"`
 	// Clients says who may do what; a peer that no entry covers gets nothing
 	// (GP-23, FP-85).
 	Clients []Client `yaml:"clients"`
@@ -39,6 +41,13 @@ type Config struct {
 	source source
 }
 
+// Credentials names the files with secrets. A relative path is relative to the
+// folder of the configuration file.
+type Credentials struct {
+	// PSK is the file with the pre-shared keys of clients; see [LoadPSK].
+	PSK string `yaml:"psk"`
+}
+
 // Client is an access entry: a set of peers and what they may do.
 type Client struct {
 	// Name identifies the entry in logs and counters; unique.
@@ -47,6 +56,8 @@ type Client struct {
 	// (GP-24). When entries overlap, the longest prefix wins; the same prefix
 	// in two entries is a problem.
 	Networks []netip.Prefix `yaml:"networks"`
+	// PSK is the identity of the client's pre-shared key (GP-23); unique.
+	PSK string `yaml:"psk"`
 	// Dialect is the generation of the group options spoken with this client
 	// (GP-127).
 	Dialect Dialect `yaml:"dialect"`

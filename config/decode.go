@@ -282,7 +282,7 @@ func textHint(n *yaml.Node) string {
 // isReserved reports whether a top-level key belongs to a later version.
 func isReserved(name string) bool {
 	switch name {
-	case "credentials", "routes", "next_hop", "metrics":
+	case "routes", "next_hop", "metrics":
 		return true
 	default:
 		return false

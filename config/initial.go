@@ -75,8 +75,8 @@ func Initial(s Secrets) []byte {
 
 // pskText returns the contents of the file with the pre-shared key.
 func pskText(s Secrets) []byte {
-	return fmt.Appendf(nil, `# A pre-shared key for clients that speak CoAP over DTLS or TLS.
-# This version of coapproxy has no such listener yet and does not read this file.
+	return fmt.Appendf(nil, `# A pre-shared key for clients that speak CoAP over DTLS (coaps). For a further client write a line of three
+# dashes below and another identity and key.
 # Keep it secret: whoever has the key will be taken for this client.
 identity: %s
 key: %s # 32 bytes in hexadecimal

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 
@@ -52,7 +53,11 @@ func Load(path string, opts ...Option) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	return Parse(path, data, opts...)
+	c, err := Parse(path, data, opts...)
+	if err == nil && c.Credentials.PSK != "" && !filepath.IsAbs(c.Credentials.PSK) {
+		c.Credentials.PSK = filepath.Join(filepath.Dir(path), c.Credentials.PSK)
+	}
+	return c, err
 }
 
 // Parse checks the configuration in data; name stands for the file in problems.

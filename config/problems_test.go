@@ -99,6 +99,10 @@ func TestParseProblems(t *testing.T) {
 		{"listeners over TCP", "listen: [\"coap://127.0.0.1\", \"coap+tcp://127.0.0.1\", \"coap+ws://127.0.0.1:5683\", \"coap+ws://0.0.0.0\", \"coap+tcp://127.0.0.1:80\"]\n", []string{
 			"c.yaml:1: listen[2]: coap+ws://127.0.0.1:5683 is listen[1] in line 1 too; remove one of them",
 			"c.yaml:1: listen[4]: coap+tcp://127.0.0.1:80 is part of listen[3] in line 1; remove one of them"}},
+		{"keys", "credentials: {psk: keys.yaml, other: x}\nlisten: [\"coaps://127.0.0.1\", \"coap://127.0.0.1:5684\"]\nclients:\n- {name: a, psk: k}\n- {name: b, psk: k}\n", []string{
+			"c.yaml:1: credentials.other: unknown key; known here: psk",
+			"c.yaml:2: listen[1]: coap://127.0.0.1:5684 is listen[0] in line 2 too; remove one of them",
+			"c.yaml:5: clients[1].psk: k is clients[0].psk in line 4 too; give it to one client"}},
 		{"members (GP-75)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://224.0.1.187\n  members: [\"224.0.1.1:5683\", \"[fe80::1]:5683\"]\n  learned: {within: 2}\n", []string{
 			"c.yaml:5: groups[0].members: given together with learned; write the members or have them learned",
 			"c.yaml:5: groups[0].members[0]: 224.0.1.1:5683 is not the address and port of a server; write e.g. 192.0.2.7:5683",
@@ -107,11 +111,10 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:1: cache.enabled: must be true or false, not the text \"maybe\"",
 			"c.yaml:1: cache.max_entries: 0 is out of range; write a value from 1 to 16777216",
 			"c.yaml:1: cache.max_age: 1.5s is not a whole number of seconds; write e.g. 2s"}},
-		{"reserved keys", "credentials: x\nroutes: [a]\nnext_hop: {uri: a}\nmetrics: 1\n", []string{
-			"c.yaml:1: credentials: not supported by this version; remove it",
-			"c.yaml:2: routes: not supported by this version; remove it",
-			"c.yaml:3: next_hop: not supported by this version; remove it",
-			"c.yaml:4: metrics: not supported by this version; remove it"}},
+		{"reserved keys", "routes: [a]\nnext_hop: {uri: a}\nmetrics: 1\n", []string{
+			"c.yaml:1: routes: not supported by this version; remove it",
+			"c.yaml:2: next_hop: not supported by this version; remove it",
+			"c.yaml:3: metrics: not supported by this version; remove it"}},
 
 		// Types.
 		{"mapping for list", "listen: {a: 1}\n", []string{
@@ -155,7 +158,7 @@ func TestParseProblems(t *testing.T) {
 
 		// listen.
 		{"unsupported schemes", "listen:\n- coaps://127.0.0.1\n- coap+tcp://127.0.0.1\n- coaps+tcp://127.0.0.1\n- coap+ws://127.0.0.1\n- coaps+ws://127.0.0.1\n- http://localhost:8080\n- HTTPS://[::1]\n", []string{
-			"c.yaml:2: listen[0]: coaps is not supported by this version; write a coap:// URI",
+			"c.yaml:2: listen[0]: coaps needs the keys of its clients; write credentials: {psk: FILE}",
 			"c.yaml:4: listen[2]: coaps+tcp is not supported by this version; write a coap:// URI",
 			"c.yaml:6: listen[4]: coaps+ws is not supported by this version; write a coap:// URI",
 			"c.yaml:7: listen[5]: http is not supported by this version; write a coap:// URI",
@@ -357,7 +360,7 @@ func TestParseProblems(t *testing.T) {
 		// Several at once, in line order, each told once.
 		{"several problems", "log:\n  level: loud\nlisten:\n- coaps://127.0.0.1\nclients:\n- name: c\n  networks: [x]\n  groups: [lights]\ngroups:\n- name: [lights]\n  uri: coap://192.0.2.1\n  interfaces: [eth7]\n", []string{
 			"c.yaml:2: log.level: loud is not a known value; write one of debug, info, warn, error",
-			"c.yaml:4: listen[0]: coaps is not supported by this version; write a coap:// URI",
+			"c.yaml:4: listen[0]: coaps needs the keys of its clients; write credentials: {psk: FILE}",
 			"c.yaml:7: clients[0].networks[0]: x is not a network; write e.g. 192.0.2.0/24, 2001:db8::/64 or a single address",
 			"c.yaml:10: groups[0].name: must be text, not a list",
 			"c.yaml:11: groups[0].uri: 192.0.2.1 is not a multicast address; write e.g. coap://224.0.1.187",

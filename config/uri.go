@@ -11,7 +11,7 @@ const defaultPort = 5683
 
 // Listener is an address the proxy listens on.
 type Listener struct {
-	// Scheme is "coap" (UDP), "coap+tcp" or "coap+ws".
+	// Scheme is "coap" (UDP), "coaps" (DTLS), "coap+tcp" or "coap+ws".
 	Scheme string
 	// Addr is a unicast or unspecified address, with a zone when link-local.
 	// Port 0 lets the system choose.
@@ -20,6 +20,9 @@ type Listener struct {
 
 // String returns the listener's URI.
 func (l Listener) String() string { return l.Scheme + "://" + l.Addr.String() }
+
+// overTCP reports whether the listener takes a TCP port.
+func (l Listener) overTCP() bool { return l.Scheme == "coap+tcp" || l.Scheme == "coap+ws" }
 
 // HostPort is a host, by address or by name, and a port.
 type HostPort struct {
@@ -88,7 +91,7 @@ func (t Target) String() string {
 func parseListener(s string) (Listener, *fault) {
 	const hint = "write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683"
 	scheme := "coap"
-	for _, stream := range []string{"coap+tcp", "coap+ws"} {
+	for _, stream := range []string{"coaps", "coap+tcp", "coap+ws"} {
 		if name, rest, ok := strings.Cut(s, "://"); ok && strings.EqualFold(name, stream) {
 			scheme, s = stream, "coap://"+rest
 		}
@@ -97,8 +100,13 @@ func parseListener(s string) (Listener, *fault) {
 	if f != nil {
 		return Listener{}, f
 	}
-	if host, port := cutPort(rest); port == "" && scheme == "coap+ws" && !strings.HasSuffix(rest, ":") {
-		rest = host + ":80" // RFC 8323 §8.3
+	if host, port := cutPort(rest); port == "" && !strings.HasSuffix(rest, ":") {
+		switch scheme {
+		case "coaps":
+			rest = host + ":5684" // RFC 7252 §6.2
+		case "coap+ws":
+			rest = host + ":80" // RFC 8323 §8.3
+		}
 	}
 	h, f := parseHostPort(rest)
 	if f != nil {

@@ -184,8 +184,11 @@ func (v *validator) listeners() {
 		key := fmt.Sprintf("listen[%d]", i)
 		addr := l.Addr.Addr()
 		switch {
-		case l.Scheme != "coap" && l.Scheme != "coap+tcp" && l.Scheme != "coap+ws":
+		case l.Scheme != "coap" && l.Scheme != "coaps" && l.Scheme != "coap+tcp" && l.Scheme != "coap+ws":
 			v.add(key, show(l.Scheme)+" is not supported by this version", "write a coap:// URI")
+			continue
+		case l.Scheme == "coaps" && v.c.Credentials.PSK == "":
+			v.add(key, "coaps needs the keys of its clients", "write credentials: {psk: FILE}")
 			continue
 		case !addr.IsValid():
 			v.add(key, "no address", "write e.g. coap://127.0.0.1:5683")
@@ -202,7 +205,7 @@ func (v *validator) listeners() {
 		if l.Addr.Port() == 0 {
 			continue // each gets a port of its own
 		}
-		at := socket{l.Addr, l.Scheme != "coap"}
+		at := socket{l.Addr, l.overTCP()}
 		if first, ok := taken[at]; ok {
 			v.add(key, fmt.Sprintf("%s is %s too", l, v.where(first)), "remove one of them")
 			continue
@@ -215,7 +218,7 @@ func (v *validator) listeners() {
 		if l.Addr.Addr().Is4() {
 			wildcard = netip.IPv4Unspecified()
 		}
-		first, ok := taken[socket{netip.AddrPortFrom(wildcard, l.Addr.Port()), l.Scheme != "coap"}]
+		first, ok := taken[socket{netip.AddrPortFrom(wildcard, l.Addr.Port()), l.overTCP()}]
 		if ok && l.Addr.Addr().IsValid() && l.Addr.Addr() != wildcard {
 			v.add(fmt.Sprintf("listen[%d]", i), fmt.Sprintf("%s is part of %s", l, v.where(first)), "remove one of them")
 		}

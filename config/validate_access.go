@@ -162,13 +162,17 @@ func (v *validator) groupInterfaces(key string, g *Group) {
 // clients checks clients.
 func (v *validator) clients() {
 	names := map[string]string{}
-	taken := map[netip.Prefix]string{}
+	taken, keys := map[netip.Prefix]string{}, map[string]string{}
 	groups := newGroupIndex(v)
 	for i := range v.c.Clients {
 		c := &v.c.Clients[i]
 		key := fmt.Sprintf("clients[%d]", i)
 		v.name(key, c.Name, names)
-		v.clientNetworks(key+".networks", c.Networks, taken)
+		v.clientNetworks(key+".networks", c, taken)
+		if first, ok := keys[c.PSK]; ok && c.PSK != "" {
+			v.add(key+".psk", fmt.Sprintf("%s is %s too", show(c.PSK), v.where(first)), "give it to one client")
+		}
+		keys[c.PSK] = key + ".psk"
 		oneOf(v, key+".dialect", c.Dialect, DialectDraft07, DialectLegacy, DialectBoth) // GP-127
 		v.timeout(key+".max_timeout", c.MaxTimeout)
 		v.presetTimeout(key+".preset_timeout", c)
@@ -187,8 +191,9 @@ func (v *validator) clients() {
 
 // clientNetworks checks that the client at key can be recognised, and as no
 // other one (GP-24).
-func (v *validator) clientNetworks(key string, networks []netip.Prefix, taken map[netip.Prefix]string) {
-	if len(networks) == 0 {
+func (v *validator) clientNetworks(key string, c *Client, taken map[netip.Prefix]string) {
+	networks := c.Networks
+	if len(networks) == 0 && c.PSK == "" {
 		v.add(key, "missing", "write the addresses of the client, e.g. [192.0.2.0/24]")
 	}
 	v.networks(key, networks)

@@ -21,7 +21,7 @@ import (
 
 type anyone struct{}
 
-func (anyone) Identify(netip.AddrPort) *exchange.Identity {
+func (anyone) Identify(netip.AddrPort, *exchange.Security) *exchange.Identity {
 	return &exchange.Identity{Name: "anyone", Delivery: exchange.Delivery{Type: exchange.Confirmable, Outstanding: 2, Queue: 100}}
 }
 

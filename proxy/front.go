@@ -14,9 +14,10 @@ import (
 	"coapproxy/wire"
 )
 
-// Authenticator tells who is behind a transport address; nil if unknown.
+// Authenticator tells who a client is by its transport address and by what it
+// has proven in a handshake, which is nil for nothing; nil if unknown.
 type Authenticator interface {
-	Identify(peer netip.AddrPort) *exchange.Identity
+	Identify(peer netip.AddrPort, proven *exchange.Security) *exchange.Identity
 }
 
 // FrontConfig says what a Front is made of.
@@ -68,7 +69,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		silence(rx, m)
 		return
 	}
-	client := f.Clients.Identify(rx.Peer.Addr)
+	client := f.Clients.Identify(rx.Peer.Addr, rx.Security())
 	hop, failure := f.readHop(m.Options, client)
 	if hop.timeout.Present && hop.local || f.Stats.Running.Load() > 0 {
 		if f.stopEarly(rx, m, &hop) {
@@ -99,7 +100,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		f.beginGroup(rx, m, r, &hop, failure)
 		return
 	}
-	x := &request{front: f, id: r.ID, noResponse: hop.noResponse, problem: hop.problem}
+	x := &request{front: f, id: r.ID, client: client, noResponse: hop.noResponse, problem: hop.problem}
 	x.in.Accept(rx, m)
 	if failure != nil {
 		x.End(failure)
@@ -189,6 +190,7 @@ type request struct {
 	problem    bool
 	answered   bool
 	target     exchange.Target // for the log
+	client     *exchange.Identity
 }
 
 // Locate implements exchange.Locator.
@@ -208,7 +210,7 @@ func (x *request) End(err error) {
 	switch {
 	case x.answered:
 	case err != nil:
-		x.send(x.front.fail(x.id, x.in.Peer.Addr, &x.target, err, x.problem))
+		x.send(x.front.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 	default:
 		x.in.Finish()
 	}
@@ -232,20 +234,28 @@ func (x *request) send(p *exchange.Response) {
 }
 
 // fail logs and counts a failure and makes its response.
-func (f *Front) fail(id uint64, peer netip.AddrPort, target *exchange.Target, err error, problem bool) *exchange.Response {
+func (f *Front) fail(id uint64, peer netip.AddrPort, client *exchange.Identity, target *exchange.Target, err error, problem bool) *exchange.Response {
 	failure := exchange.AsFailure(err)
 	f.Stats.Failures[failure.Reason].Add(1)
 	write := f.Log.Info
 	if failure.Reason == exchange.Internal {
 		write = f.Log.Error
 	}
-	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer), zap.Stringer("target", target),
+	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer), zap.String("name", nameOf(client)), zap.Stringer("target", target),
 		zap.Stringer("reason", failure.Reason), zap.String("detail", failure.Detail), zap.NamedError("cause", failure.Err))
 	p := failureResponse(failure, f.Numbers)
 	if problem && failure.Reason != exchange.HopLimitReached { // whose payload is more than a diagnostic (FP-54)
 		asProblemDetails(p, failure)
 	}
 	return p
+}
+
+// nameOf is the name of a client's entry, empty for nobody.
+func nameOf(client *exchange.Identity) string {
+	if client == nil {
+		return ""
+	}
+	return client.Name
 }
 
 // asProblemDetails rewrites the diagnostic payload of an error as concise

@@ -41,6 +41,7 @@ type groupRequest struct {
 	watched []uint16 // Message IDs of NON responses that a RST may name
 
 	target exchange.Target // for the log
+	client *exchange.Identity
 
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
 	ended  bool              // guarded by front.mu
@@ -97,7 +98,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 // beginGroup starts an exchange that may have many responses.
 func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.Request, h *hop, failure *exchange.Failure) {
 	f.Stats.GroupRequests.Add(1)
-	x := &groupRequest{front: f, id: r.ID, noResponse: h.noResponse, problem: h.problem,
+	x := &groupRequest{front: f, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem,
 		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable, until: r.Arrival.Add(r.Timeout.Duration())}
 	x.key = clientToken{rx.Origin(), string(m.Token)}
 	x.in.Accept(rx, m)
@@ -202,7 +203,7 @@ func (x *groupRequest) End(err error) {
 // refuse sends an error of the proxy's own. It has no Reply-From (GP-39), and
 // goes out for T' = 0 too unless the client asked for silence (GP-34).
 func (x *groupRequest) refuse(err error) {
-	x.answer(x.front.fail(x.id, x.in.Peer.Addr, &x.target, err, x.problem))
+	x.answer(x.front.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 }
 
 // answer sends the one response of an exchange that is not a group's, with the

@@ -35,6 +35,7 @@ type settings struct {
 	proxy   string // further keys
 	limits  string // further keys
 	names   string
+	top     string // further top-level keys
 	cache   string // keys; default: no cache
 	log     string // default: debug
 }
@@ -66,6 +67,9 @@ func (s settings) yaml(group netip.AddrPort) string {
 	}
 	if s.names != "" {
 		b.WriteString("names:\n" + indent("  ", s.names))
+	}
+	if s.top != "" {
+		b.WriteString(s.top + "\n")
 	}
 	if s.cache != "" {
 		b.WriteString("cache:\n" + indent("  ", s.cache))

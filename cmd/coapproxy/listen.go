@@ -21,6 +21,7 @@ type listening struct {
 	own      *ownAddresses
 	dedup    endpoint.DedupLimits
 	messages *endpoint.Stats
+	sessions *endpoint.DTLSStats
 	wg       *sync.WaitGroup
 }
 
@@ -34,14 +35,22 @@ type opened struct {
 
 // listen opens all listeners and serves them, or none.
 func (p *runningProxy) listen(ctx context.Context, c *config.Config, with listening, log *zap.Logger) error {
+	var keys map[string][]byte
+	if c.Credentials.PSK != "" {
+		var err error
+		if keys, err = config.LoadPSK(c.Credentials.PSK); err != nil {
+			return err
+		}
+	}
 	streams := p.streams(c, with.engine, log.Named("connection"))
 	var all []opened
 	for _, l := range c.Listen {
 		var o opened
 		var err error
-		if l.Scheme == "coap" {
-			o, err = p.datagrams(ctx, c, l, with, log)
-		} else {
+		switch l.Scheme {
+		case "coap", "coaps":
+			o, err = p.datagrams(ctx, c, l, with, keys, log)
+		default:
 			o, err = connections(ctx, l, streams, log)
 		}
 		if err != nil && optionalListener(l, err) {
@@ -70,17 +79,26 @@ func (p *runningProxy) listen(ctx context.Context, c *config.Config, with listen
 	return nil
 }
 
-// datagrams opens a listener over UDP.
-func (p *runningProxy) datagrams(ctx context.Context, c *config.Config, l config.Listener, with listening, log *zap.Logger) (opened, error) {
+// datagrams opens a listener over UDP, or over DTLS for the clients that have
+// one of the keys.
+func (p *runningProxy) datagrams(ctx context.Context, c *config.Config, l config.Listener, with listening, keys map[string][]byte, log *zap.Logger) (opened, error) {
 	conn, err := endpoint.ListenUDP(ctx, l.Addr, endpoint.UDPOptions{ReceiveBuffer: int(c.Limits.ReceiveBuffer),
 		SendBuffer: int(c.Limits.ReceiveBuffer), PacketInfo: true})
 	if err != nil {
 		return opened{}, err
 	}
-	e := endpoint.New(endpoint.Config{Conn: conn, Engine: with.engine, Requests: p.front, Params: endpoint.DefaultParams(),
+	var packets endpoint.PacketConn = conn
+	if l.Scheme == "coaps" {
+		if packets, err = endpoint.NewDTLSServer(endpoint.DTLSConfig{Conn: conn, Engine: with.engine, Limits: endpoint.DefaultDTLSLimits(),
+			Credentials: endpoint.DTLSCredentials{Key: func(identity string) ([]byte, bool) { k, ok := keys[identity]; return k, ok }},
+			Stats:       with.sessions, Log: log.Named("dtls")}); err != nil {
+			return opened{}, errors.Join(err, conn.Close())
+		}
+	}
+	e := endpoint.New(endpoint.Config{Conn: packets, Engine: with.engine, Requests: p.front, Params: endpoint.DefaultParams(),
 		Dedup: with.dedup, MaxToken: c.Limits.MaxToken, Stats: with.messages, Log: log.Named("coap")})
-	return opened{addr: conn.LocalAddr(), close: conn.Close, ready: func() {
-		log.Info("listening", zap.String("uri", "coap://"+conn.LocalAddr().String()), zap.Int("receive_buffer", conn.ReceiveBuffer()))
+	return opened{addr: conn.LocalAddr(), close: packets.Close, ready: func() {
+		log.Info("listening", zap.String("uri", l.Scheme+"://"+conn.LocalAddr().String()), zap.Int("receive_buffer", conn.ReceiveBuffer()))
 		if got := conn.ReceiveBuffer(); got < int(c.Limits.ReceiveBuffer) {
 			log.Warn("the kernel gave a smaller receive buffer than wanted; raise net.core.rmem_max",
 				zap.Int("wanted", int(c.Limits.ReceiveBuffer)), zap.Int("got", got))

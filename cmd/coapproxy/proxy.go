@@ -44,12 +44,14 @@ func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runnin
 	p := &runningProxy{metrics: &metrics.Registry{}, cancel: cancel}
 	var (
 		messages endpoint.Stats
+		sessions endpoint.DTLSStats
 		groups   multicast.Stats
 		fronts   proxy.Stats
 		bodies   blockwise.Stats
 		blocks   blockwise.DownstreamStats
 	)
 	p.metrics.Register("coap", &messages, nil)
+	p.metrics.Register("coap", &sessions, nil)
 	p.metrics.Register("group", &groups, nil)
 	p.metrics.Register("blockwise", &bodies, nil)
 	p.metrics.Register("blockwise", &blocks, nil)
@@ -111,7 +113,7 @@ func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runnin
 	if err := prepareGroups(c, groupLeg, log); err != nil {
 		return fail(err)
 	}
-	if err := p.listen(ctx, c, listening{engine: engine, own: own, dedup: dedup, messages: &messages, wg: &wg}, log); err != nil {
+	if err := p.listen(ctx, c, listening{engine: engine, own: own, dedup: dedup, messages: &messages, sessions: &sessions, wg: &wg}, log); err != nil {
 		return fail(err)
 	}
 	warnings(c, log)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"runtime/debug"
 
 	"coapproxy/config"
@@ -26,7 +27,8 @@ func runInit(_ context.Context, io stdio, args []string) int {
 	for _, p := range paths {
 		fmt.Fprintln(io.out, "wrote", p)
 	}
-	fmt.Fprintf(io.out, "\nNext:\n  1. edit %[1]s: which groups, on which interfaces, for which clients\n  2. coapproxy check %[1]s\n  3. coapproxy serve --config %[1]s\n", paths[0])
+	file := filepath.Join(dir, "config.yaml")
+	fmt.Fprintf(io.out, "\nNext:\n  1. edit %[1]s: which groups, on which interfaces, for which clients\n  2. coapproxy check %[1]s\n  3. coapproxy serve --config %[1]s\n", file)
 	return exitOK
 }
 
