@@ -2,6 +2,7 @@ package oscorehop
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -13,6 +14,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(killChildMark) != "" {
+		killChild()
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
