@@ -76,7 +76,6 @@ type continued struct {
 	scheduled bool
 	request   *exchange.Request // for further blocks; nil until the first is needed
 	fetches   map[*completion]bool
-	ended     bool
 
 	kept kept
 }
@@ -100,7 +99,7 @@ func (s *continued) Respond(p *exchange.Response) exchange.Verdict {
 
 // take relays a response, or starts to complete its body. p is borrowed.
 func (s *continued) take(p *exchange.Response) {
-	if s.ended || s.stopped.Load() {
+	if s.stopped.Load() {
 		return
 	}
 	b, more, err := opening(p)
@@ -152,11 +151,10 @@ func (s *continued) incomplete(p *exchange.Response) {
 }
 
 func (s *continued) relay(p *exchange.Response) {
-	if s.ended || s.stopped.Load() || s.sink.Respond(p) == exchange.Continue {
+	if s.stopped.Load() || s.sink.Respond(p) == exchange.Continue {
 		return
 	}
 	s.stopped.Store(true)
-	s.abandon(false)
 	if s.group != nil {
 		s.group.Cancel() // the response may not have come from its Respond
 	}
@@ -184,7 +182,6 @@ func (s *continued) End(err error) {
 		}
 		s.layer.Engine.Unschedule(&s.deadline)
 		s.abandon(err == nil && time.Now().Before(s.until)) // the leg knew of no more servers before T'
-		s.ended = true
 		s.sink.End(err)
 	})
 }

@@ -123,8 +123,9 @@ func TestContinuationPasses(t *testing.T) {
 		require.Equal(g, bodyOf(64), w.one().Payload)
 
 		r := request(codes.GET, nil)
-		talk(g, g.layer, r)
+		w = talk(g, g.layer, r)
 		require.Equal(g, r.Options, g.group.last().Options)
+		require.Same(g, w, g.group.last().sink)
 		require.Empty(g, g.unicast.requests())
 	})
 }
@@ -394,13 +395,29 @@ func TestContinuationStop(t *testing.T) {
 			begun := &asked{leg: g.group}
 			g.layer.Group = exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
 				begun.sink = w
-				begun.respond(g.first(1, bodyOf(100), 2))
+				require.Equal(g, exchange.Stop, w.Respond(g.first(1, bodyOf(100), 2)))
 				return begun
 			})
 			g.ask(w)
 			require.Equal(g, bodyOf(100), w.one().Payload)
 			require.True(g, begun.over.Load())
 		})
+	})
+}
+
+// After a Stop, what waits is not relayed, and nothing is fetched for it.
+func TestContinuationStopWhileBusy(t *testing.T) {
+	inGroup(t, func(g *groupTest) {
+		w := &checkingSink{t: g, verdict: func(int) exchange.Verdict { return exchange.Stop }}
+		w.during = func(int) {
+			g.group.last().respond(g.first(2, bodyOf(100), 2))
+			g.group.last().respond(&exchange.Response{Code: codes.Content, From: member(3)})
+		}
+		g.ask(w)
+		g.group.last().respond(g.first(1, bodyOf(100), 2))
+		g.rest(g.unicast.last(), bodyOf(100), 2)
+		require.Equal(g, member(1), w.one().From)
+		require.Len(g, g.unicast.requests(), 1)
 	})
 }
 

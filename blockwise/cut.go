@@ -26,9 +26,6 @@ type cut struct {
 
 // Respond implements exchange.Sink.
 func (s *cut) Respond(p *exchange.Response) exchange.Verdict {
-	if s.failure != nil {
-		return exchange.Stop
-	}
 	size, szx := s.blockSize()
 	offset := s.wish.Offset()
 	switch {

@@ -166,6 +166,18 @@ func TestDownloadToSmallFront(t *testing.T) {
 	require.Equal(t, body[128:192], p.Payload)
 }
 
+// What the front can hand on in one piece is not cut unless the client wishes.
+func TestDownloadToLargeFront(t *testing.T) {
+	d, _ := newDownstream(bodyLeg(t, bodyOf(5000)))
+	for _, r := range []*exchange.Request{request(codes.GET, nil), get(0, 6)} {
+		r.BodyLimit = 5000
+		p := talk(t, d, r).one()
+		wishes := wire.Has(r.Options, wire.Block2)
+		require.Equal(t, wishes, wire.Has(p.Options, wire.Block2))
+		require.Equal(t, wishes, len(p.Payload) < 5000)
+	}
+}
+
 // RFC 7959 §2.4: a number beyond the end is a bad request.
 func TestDownloadBeyondEnd(t *testing.T) {
 	d, _ := newDownstream(bodyLeg(t, bodyOf(128)))
@@ -219,6 +231,13 @@ func TestDownloadNoBody(t *testing.T) {
 	}}
 	d, _ := newDownstream(leg)
 	require.Equal(t, bodyOf(3000), download(t, d, get(0, 6), getNext))
+	require.Len(t, leg.requests(), 1)
+
+	leg = &fakeLeg{t: t, answer: func(*exchange.Request) *exchange.Response {
+		return &exchange.Response{Code: codes.NotFound, Payload: bodyOf(300)}
+	}}
+	d, _ = newDownstream(leg)
+	require.Equal(t, bodyOf(300), download(t, d, get(0, 2), getNext))
 	require.Len(t, leg.requests(), 1)
 }
 
@@ -343,6 +362,17 @@ func TestUploadThenDownload(t *testing.T) {
 			require.Len(t, leg.requests(), len(tags))
 		}
 	}
+}
+
+// An upload does not get in the way of the response to the one before it.
+func TestUploadDuringDownload(t *testing.T) {
+	leg := &fakeLeg{t: t, answer: func(*exchange.Request) *exchange.Response { return content(bodyOf(200)) }}
+	d, _ := newDownstream(leg)
+	talk(t, d, request(codes.PUT, []byte("x"), blockOption(wire.Block1, 0, false, 2), blockOption(wire.Block2, 0, false, 2))).one()
+	requireContinue(t, talk(t, d, put(bodyOf(100), 0, 2)), 0, 2)
+	require.Equal(t, bodyOf(200)[64:128], talk(t, d, request(codes.PUT, nil, blockOption(wire.Block2, 1, false, 2))).one().Payload)
+	talk(t, d, put(bodyOf(100), 1, 2)).one()
+	require.Equal(t, bodyOf(100), leg.last().Payload)
 }
 
 // The last block of the response to a POST can be asked for again: the request

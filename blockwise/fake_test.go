@@ -122,9 +122,10 @@ func (s *checkingSink) failure(want exchange.Reason) *exchange.Failure {
 // as Exchange has returned: it was only lent.
 func ask(h exchange.Handler, r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	lent := r.Clone()
-	options, payload := append(message.Options(nil), lent.Options...), lent.Payload
+	options, payload, also := append(message.Options(nil), lent.Options...), lent.Payload, lent.Target.Also
 	c := h.Exchange(lent, w)
 	scribble(options, payload)
+	clear(also)
 	*lent = exchange.Request{}
 	return c
 }

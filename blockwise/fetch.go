@@ -17,6 +17,7 @@ var (
 	errTooLarge = errors.New("body too large")
 	errChanged  = errors.New("the resource changed between two blocks")
 	errBlock    = errors.New("block out of order")
+	errBusy     = errors.New("too many bodies under way")
 )
 
 // refusal is the end of a fetch whose server answered the request for a block
@@ -62,6 +63,8 @@ type fetch struct {
 	request *exchange.Request  // for the blocks but for Block2; owned, shared by fetches
 	first   *exchange.Response // owned; its payload grows
 	limit   int                // of the body, in bytes
+	// reserve asks for room for so many bytes more; nil: there always is.
+	reserve func(n int) bool
 	// done is called once, by the steps' serial: with nil when first is whole.
 	done func(err error)
 }
@@ -116,6 +119,8 @@ func (f *fetch) add(p *exchange.Response, want wire.Block) (more bool, szx uint8
 		return false, 0, errBlock
 	case len(f.first.Payload)+len(p.Payload) > f.limit:
 		return false, 0, errTooLarge
+	case f.reserve != nil && !f.reserve(len(p.Payload)):
+		return false, 0, errBusy
 	}
 	f.first.Payload = append(f.first.Payload, p.Payload...)
 	return b.More, b.SZX, nil
@@ -139,10 +144,8 @@ type blockSink struct {
 
 // Respond implements exchange.Sink.
 func (s *blockSink) Respond(p *exchange.Response) exchange.Verdict {
-	if !s.got {
-		s.got = true
-		s.more, s.szx, s.err = s.fetch.add(p, s.want)
-	}
+	s.got = true
+	s.more, s.szx, s.err = s.fetch.add(p, s.want)
 	return exchange.Stop
 }
 

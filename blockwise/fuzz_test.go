@@ -218,7 +218,8 @@ func FuzzUpstream(f *testing.F) {
 		}}
 		r := request(requestCodes[int(method)%len(requestCodes)], bodyOf(min(max(size, 0), 5000)), option(wire.IfNoneMatch, nil))
 		w := &checkingSink{t: t}
-		c := ask(NewUpstream(leg, limit), r, w)
+		u := NewUpstream(leg, limit)
+		c := ask(u, r, w)
 		if ends, _ := w.ended(); ends == 0 {
 			if method >= 128 {
 				c.Cancel()
@@ -231,6 +232,7 @@ func FuzzUpstream(f *testing.F) {
 		require.LessOrEqual(t, len(leg.requests()), rounds+1)
 		require.LessOrEqual(t, len(w.responses()), 1)
 		require.Equal(t, err == nil, len(w.responses()) == 1)
+		require.Zero(t, u.bytes.Load())
 		for _, p := range w.responses() {
 			require.LessOrEqual(t, len(p.Payload), max(limit, largest))
 			require.False(t, wire.Has(p.Options, wire.Block1) || wire.Has(p.Options, wire.Block2))

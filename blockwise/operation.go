@@ -23,10 +23,36 @@ type operation struct {
 	uploaded  bool   // the request went up in blocks, under tag
 	tag       []byte // Request-Tag of the upload
 	restarted bool   // the upload, or the download, began anew once
+	reserved  int    // bytes of bodies that count against the bound of upstream
 }
 
 func newOperation(u *Upstream, w exchange.Sink, r *exchange.Request) *operation {
 	return &operation{upstream: u, sink: w, request: r, steps: steps{leg: u.next}}
+}
+
+// begin sends the request body in blocks. Run by the serial.
+func (o *operation) begin(szx uint8) {
+	if !o.reserve(len(o.request.Payload)) {
+		o.busy()
+		return
+	}
+	o.upload(0, szx)
+}
+
+// reserve counts bytes of a body, and reports false when there is no room.
+func (o *operation) reserve(n int) bool {
+	if o.upstream.bytes.Add(int64(n)) > maxUnderWay {
+		o.upstream.bytes.Add(-int64(n))
+		return false
+	}
+	o.reserved += n
+	return true
+}
+
+// release gives back what was reserved for so many bytes.
+func (o *operation) release(n int) {
+	o.upstream.bytes.Add(-int64(n))
+	o.reserved -= n
 }
 
 // upload sends the block of the request body at offset. Run by the serial.
@@ -67,7 +93,10 @@ func (o *operation) again() {
 }
 
 // end ends the exchange. It is called once, and nothing is begun after it.
-func (o *operation) end(err error) { o.sink.End(err) }
+func (o *operation) end(err error) {
+	o.release(o.reserved)
+	o.sink.End(err)
+}
 
 func (o *operation) fail(err error, detail string) {
 	o.end(&exchange.Failure{Reason: exchange.BadResponse, Detail: detail, Err: err})
@@ -82,16 +111,11 @@ type stage struct {
 	block     wire.Block // of an upload, with its offset in the body
 	offset    int
 
-	got  bool
 	next func()
 }
 
 // Respond implements exchange.Sink.
 func (s *stage) Respond(p *exchange.Response) exchange.Verdict {
-	if s.got {
-		return exchange.Stop
-	}
-	s.got = true
 	o := s.operation
 	if s.upload {
 		if s.next = s.uploaded(p); s.next != nil {
@@ -182,7 +206,10 @@ func (o *operation) answered(p *exchange.Response, payload bool) func() {
 	if o.uploaded {
 		request.Options = withOption(request.Options, wire.RequestTag, o.tag) // RFC 9175 §3.4
 	}
-	f := &fetch{steps: &o.steps, request: request, first: p.Clone(), limit: o.upstream.limit}
+	if !o.reserve(len(p.Payload)) {
+		return o.busy
+	}
+	f := &fetch{steps: &o.steps, request: request, first: p.Clone(), limit: o.upstream.limit, reserve: o.reserve}
 	f.done = func(err error) { o.fetched(f.first, err) }
 	return func() { f.next(b.SZX) }
 }
@@ -199,9 +226,12 @@ func (o *operation) fetched(p *exchange.Response, err error) {
 		o.end(nil)
 	case errors.Is(err, errChanged) && !o.restarted && isSafe(o.request.Method):
 		o.restarted = true // FP-75
+		o.release(len(p.Payload))
 		o.again()
 	case errors.Is(err, errTooLarge):
 		o.tooLarge()
+	case errors.Is(err, errBusy):
+		o.busy()
 	case errors.Is(err, errChanged), errors.Is(err, errBlock):
 		o.fail(err, "the server's blocks do not fit together") // FP-75
 	default:
@@ -212,4 +242,9 @@ func (o *operation) fetched(p *exchange.Response, err error) {
 // tooLarge ends the exchange for the size of the response body (FP-72).
 func (o *operation) tooLarge() {
 	o.end(exchange.Failf(exchange.BadResponse, "the response body is larger than %d bytes", o.upstream.limit))
+}
+
+// busy ends the exchange because too many bodies are under way.
+func (o *operation) busy() {
+	o.end(&exchange.Failure{Reason: exchange.Overloaded, Detail: errBusy.Error(), RetryAfter: time.Second}) // FP-34
 }

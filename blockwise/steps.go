@@ -10,7 +10,7 @@ type steps struct {
 	serial exchange.Serial
 
 	// Touched by what serial runs.
-	running  exchange.Canceler // nil between two exchanges
+	running  exchange.Canceler // the latest exchange
 	canceled bool
 }
 
@@ -26,12 +26,7 @@ func (s *steps) begin(r *exchange.Request, w exchange.Sink) {
 
 // then runs next after the exchange under way, which has ended; also when its
 // leg was so quick that it has not returned yet.
-func (s *steps) then(next func()) {
-	s.serial.DoAlways(func() {
-		s.running = nil
-		next()
-	})
-}
+func (s *steps) then(next func()) { s.serial.DoAlways(next) }
 
 // Cancel implements exchange.Canceler: the exchange under way is canceled and
 // none is begun any more.

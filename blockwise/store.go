@@ -17,7 +17,7 @@ import (
 )
 
 // transfer identifies a body that is being carried in blocks: between whom, in
-// which direction, and for which request (FP-73, RFC 9175 §3.1).
+// which direction, and for which request (FP-73, RFC 9175 §3.3).
 type transfer struct {
 	client   netip.AddrPort
 	identity *exchange.Identity // never share bodies across security contexts

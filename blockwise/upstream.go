@@ -18,10 +18,14 @@ import (
 // are whole bodies, and so is what goes up (FP-72). A request body is sent in
 // blocks when it does not fit one message, a response body is fetched block by
 // block when the server sends it so. It is safe for concurrent use.
+//
+// The bodies that it holds are bounded by 64 MiB together, above which an
+// exchange ends with exchange.Overloaded.
 type Upstream struct {
 	next  exchange.Handler
 	limit int
 	tags  atomic.Uint32 // the last Request-Tag
+	bytes atomic.Int64  // of all bodies under way in blocks
 
 	mu      sync.Mutex
 	refuses *simplelru.LRU[netip.AddrPort, time.Time] // servers without Block1, until when (FP-78)
@@ -34,6 +38,8 @@ const (
 	// refusalLifetime is how long that is remembered: a server may get a new
 	// firmware.
 	refusalLifetime = time.Hour
+	// maxUnderWay bounds the bodies of all exchanges together, in bytes.
+	maxUnderWay = 64 << 20
 )
 
 // NewUpstream returns an Upstream in front of next. limit is the largest
@@ -65,7 +71,7 @@ func (u *Upstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cance
 		return exchange.Fail(w, tooLargeForServer())
 	}
 	o := newOperation(u, w, c.kept.restore())
-	o.steps.serial.DoAlways(func() { o.upload(0, maxSZX) })
+	o.steps.serial.DoAlways(func() { o.begin(maxSZX) })
 	return &o.steps
 }
 
@@ -110,17 +116,14 @@ type call struct {
 	kept kept
 }
 
-// adopt notes the canceler of the leg's exchange.
+// adopt notes the canceler of the leg's exchange, unless that is over already.
+// Nobody can have called Cancel yet.
 func (c *call) adopt(running exchange.Canceler) {
 	c.mu.Lock()
 	if c.running == nil && !c.over {
 		c.running = running
 	}
-	canceled := c.canceled
 	c.mu.Unlock()
-	if canceled {
-		running.Cancel()
-	}
 }
 
 // Cancel implements exchange.Canceler.
@@ -136,12 +139,9 @@ func (c *call) Cancel() {
 
 // Respond implements exchange.Sink.
 func (c *call) Respond(p *exchange.Response) exchange.Verdict {
-	if c.then != nil {
-		return exchange.Stop
-	}
 	if b, ok := c.wantsBlocks(p); ok {
 		c.then = newOperation(c.upstream, c.sink, c.kept.restore())
-		c.begin = func() { c.then.upload(0, b.SZX) }
+		c.begin = func() { c.then.begin(b.SZX) }
 		return exchange.Stop
 	}
 	if _, more, err := opening(p); err == nil && !more && p.Code != codes.Continue {
@@ -167,16 +167,18 @@ func (c *call) wantsBlocks(p *exchange.Response) (wire.Block, bool) {
 func (c *call) End(err error) {
 	c.mu.Lock()
 	c.running, c.over = nil, true
-	canceled := c.canceled
-	if c.then != nil && err == nil {
+	if c.then != nil {
 		c.running = &c.then.steps
 	}
+	canceled := c.canceled
 	c.mu.Unlock()
 	switch {
-	case c.then == nil || err != nil:
+	case c.then == nil:
 		c.sink.End(err)
+	case err != nil:
+		c.then.end(err)
 	case canceled:
-		c.sink.End(exchange.ErrCanceled)
+		c.then.end(exchange.ErrCanceled)
 	default:
 		c.then.steps.serial.DoAlways(c.begin)
 	}

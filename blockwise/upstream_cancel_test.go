@@ -130,6 +130,10 @@ func TestUpstreamCancelPlain(t *testing.T) {
 	c.Cancel() // after End it does nothing
 	w.one()
 	require.Zero(t, leg.last().canceled.Load())
+
+	leg.answer = func(*exchange.Request) *exchange.Response { return content(nil) }
+	ask(u, request(codes.GET, nil), &checkingSink{t: t}).Cancel()
+	require.Zero(t, leg.last().canceled.Load())
 }
 
 // Cancel may be called from inside Respond, and the sink may say Stop.
@@ -189,7 +193,8 @@ func TestUpstreamCancelAnytime(t *testing.T) {
 			leg := s.leg()
 			leg.delay = func() time.Duration { return milliseconds(4) }
 			w := &checkingSink{t: t}
-			c := ask(NewUpstream(leg, testLimit), r, w)
+			u := NewUpstream(leg, testLimit)
+			c := ask(u, r, w)
 			var wg sync.WaitGroup
 			for range 3 {
 				wg.Go(func() { time.Sleep(milliseconds(20)); c.Cancel() })
@@ -198,6 +203,7 @@ func TestUpstreamCancelAnytime(t *testing.T) {
 			leg.wg.Wait()
 			ends, err := w.ended()
 			require.Equal(t, 1, ends)
+			require.Zero(t, u.bytes.Load())
 			if err == nil {
 				require.Equal(t, bodyOf(1000), w.one().Payload)
 				return

@@ -130,6 +130,21 @@ func TestUpstreamFetchChanged(t *testing.T) {
 	}
 }
 
+// The request that begins anew has its own time.
+func TestUpstreamFetchChangedLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		leg := &fakeLeg{t: t}
+		w := &checkingSink{t: t}
+		ask(NewUpstream(leg, testLimit), request(codes.GET, nil), w)
+		for i := range 3 {
+			time.Sleep(time.Second)
+			leg.last().answer(content(bodyOf(64), option(wire.ETag, []byte{byte(i)}), blockOption(wire.Block2, i%2, i < 2, 2)))
+		}
+		require.Equal(t, bodyOf(64), w.one().Payload)
+		require.Equal(t, leg.requests()[0].Arrival.Add(2*time.Second), leg.last().Arrival)
+	})
+}
+
 // FP-75 for a request that itself went up in blocks: it goes up again.
 func TestUpstreamFetchChangedAfterUpload(t *testing.T) {
 	version := byte(1)
@@ -210,7 +225,6 @@ func TestUpstreamFetchBadBlock(t *testing.T) {
 		{"long", nil, block(1, true, 2, body[64:129])},
 		{"long last", nil, block(1, false, 2, body[64:129])},
 		{"empty", nil, block(1, true, 2, nil)},
-		{"larger than asked", block(0, true, 2, body[:64]), block(0, false, 6, body[:64])},
 		{"reserved size", nil, content(body[64:128], option(wire.Block2, []byte{0x1f}))},
 		{"option too long", nil, content(body[64:128], option(wire.Block2, []byte{0, 0, 0, 0x1a}))},
 		{"without Block2", nil, content(body[64:128])},
@@ -232,8 +246,19 @@ func TestUpstreamFetchBadBlock(t *testing.T) {
 				return tt.then
 			}}
 			talk(t, NewUpstream(leg, testLimit), request(codes.GET, nil)).failure(exchange.BadResponse)
+			require.Len(t, leg.requests(), map[bool]int{true: 2, false: 1}[tt.first == nil])
 		})
 	}
+	t.Run("larger than asked", func(t *testing.T) {
+		leg := &fakeLeg{t: t}
+		w := &checkingSink{t: t}
+		ask(NewUpstream(leg, testLimit), request(codes.GET, nil), w)
+		for num := range 2 {
+			leg.last().answer(block(num, true, 2, body[64*num:64*num+64]))
+		}
+		leg.last().answer(block(1, false, 3, body[128:200]))
+		w.failure(exchange.BadResponse)
+	})
 	t.Run("ETag gone", func(t *testing.T) {
 		leg := &fakeLeg{t: t, answer: func(r *exchange.Request) *exchange.Response {
 			if b, _ := blockOf(t, r.Options, wire.Block2); b.Num == 0 {
@@ -327,6 +352,18 @@ func TestUpstreamLegFails(t *testing.T) {
 		require.Empty(t, w.responses())
 		require.Len(t, leg.requests(), n+1)
 	}
+	for _, r := range []*exchange.Request{request(codes.GET, nil), request(codes.PUT, bodyOf(2000))} { // in spite of a response
+		leg := &fakeLeg{t: t}
+		w := &checkingSink{t: t}
+		u := NewUpstream(leg, testLimit)
+		ask(u, r, w)
+		leg.last().respond(content(bodyOf(64), blockOption(wire.Block2, 0, true, 2), blockOption(wire.Block1, 0, true, 6)))
+		leg.last().end(errTest)
+		_, err := w.ended()
+		require.ErrorIs(t, err, errTest)
+		require.Len(t, leg.requests(), 1)
+		require.Zero(t, u.bytes.Load())
+	}
 	leg := &fakeLeg{t: t} // one that ends without a response
 	w := &checkingSink{t: t}
 	ask(NewUpstream(leg, testLimit), request(codes.GET, nil), w)
@@ -346,4 +383,53 @@ func TestUpstreamBlockNeverComes(t *testing.T) {
 	require.Zero(t, ends)
 	leg.last().end(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "silence"})
 	w.failure(exchange.NoAnswer)
+}
+
+// The bodies under way are bounded; whoever comes too late hears 5.03 (FP-34),
+// and what an exchange had is free after it, however it ends.
+func TestUpstreamBodiesBounded(t *testing.T) {
+	leg := &fakeLeg{t: t}
+	u := NewUpstream(leg, testLimit)
+	var cancel []exchange.Canceler
+	for range maxUnderWay / testLimit {
+		cancel = append(cancel, ask(u, request(codes.PUT, make([]byte, testLimit)), &checkingSink{t: t}))
+	}
+	require.EqualValues(t, maxUnderWay, u.bytes.Load())
+	asked := len(leg.requests())
+	f := talk(t, u, request(codes.PUT, bodyOf(1025))).failure(exchange.Overloaded)
+	require.Positive(t, f.RetryAfter)
+	require.Len(t, leg.requests(), asked)
+
+	w := &checkingSink{t: t}
+	ask(u, request(codes.GET, nil), w)
+	leg.last().answer(content(bodyOf(64), blockOption(wire.Block2, 0, true, 2)))
+	w.failure(exchange.Overloaded)
+
+	cancel[0].Cancel()
+	w = &checkingSink{t: t}
+	ask(u, request(codes.GET, nil), w)
+	leg.last().answer(content(bodyOf(64), blockOption(wire.Block2, 0, true, 2)))
+	require.EqualValues(t, maxUnderWay-testLimit+64, u.bytes.Load())
+	u.bytes.Add(testLimit - 64 - 63)
+	leg.last().answer(content(bodyOf(64), blockOption(wire.Block2, 1, true, 2)))
+	w.failure(exchange.Overloaded)
+	u.bytes.Add(-(testLimit - 64 - 63))
+
+	for _, c := range cancel {
+		c.Cancel()
+	}
+	require.Zero(t, u.bytes.Load())
+	for _, changes := range []int{0, 1, 9} { // FP-75: nothing is counted twice
+		version := 0
+		leg := &fakeLeg{t: t, answer: func(r *exchange.Request) *exchange.Response {
+			if b, _ := blockOf(t, r.Options, wire.Block2); b.Num == 1 && version < changes {
+				version++
+			}
+			require.LessOrEqual(t, u.bytes.Load(), int64(200))
+			return slice(t, bodyOf(200), r.Options, 2, option(wire.ETag, []byte{byte(version)}))
+		}}
+		u = NewUpstream(leg, testLimit)
+		talk(t, u, request(codes.GET, nil))
+		require.Zero(t, u.bytes.Load())
+	}
 }
