@@ -190,6 +190,28 @@ func TestClientForeignResponses(t *testing.T) {
 	}
 }
 
+// A response must come to the port the request was sent from.
+func TestClientResponseToAnotherPort(t *testing.T) {
+	inBed(t, func(t *testing.T, b *bed) {
+		c, server := b.client(), b.rawServer()
+		first, _ := b.ask(c, to(serverAddr, false))
+		server.send(answerTo(server.one(), message.NonConfirmable, 1))
+		first.answered()
+		other := server.to
+		c.UseMessageIDs(serverAddr, 1<<16)
+		server.to = netip.AddrPort{}
+		s, _ := b.ask(c, to(serverAddr, false))
+		m := server.one()
+		require.NotEqual(t, other, server.to)
+		server.sendTo(other, answerTo(m, message.Confirmable, 2))
+		requireEmpty(t, message.Reset, 2, server.one())
+		s.running()
+		server.send(answerTo(m, message.Confirmable, 3))
+		s.answered()
+		b.requireIdle(c)
+	})
+}
+
 // RFC 7252 §4.2: a response that comes too late is rejected: a CON with a RST.
 func TestClientLateResponse(t *testing.T) {
 	inBed(t, func(t *testing.T, b *bed) {
@@ -316,7 +338,7 @@ func TestClientCannotSend(t *testing.T) {
 		cancel.Cancel()
 		b.requireIdle(c)
 
-		empty := c.Stuff()
+		empty := c.Port(0).Stuff()
 		for _, confirmable := range []bool{true, false} {
 			s, _ = b.ask(c, to(serverAddr, confirmable))
 			s.failed(exchange.Overloaded)

@@ -115,6 +115,13 @@ func (s *sink) End(err error) {
 	s.mu.Unlock()
 }
 
+// over reports whether the exchange has ended.
+func (s *sink) over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.ends) > 0
+}
+
 // running requires that the exchange has not ended and has had no response.
 func (s *sink) running() {
 	s.t.Helper()

@@ -1,9 +1,11 @@
 package endpoint_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -372,6 +374,44 @@ func TestClientShutdown(t *testing.T) {
 		s.failed(exchange.Overloaded)
 		b.requireIdle(c)
 	})
+}
+
+// A request that is canceled while it is being sent, as its turn has come,
+// leaves nothing behind. Not in a bubble, for the sake of the locks.
+func TestClientCancelWhileSending(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	b := &bed{t: t, ctx: ctx, wg: &wg, network: memnet.New(), engine: exchange.NewEngine(), stats: &endpoint.Stats{}}
+	c := b.client()
+	defer c.Wait()
+	defer cancel()
+	conn := b.listen(serverAddr)
+	first, second := &sink{t: t}, &sink{t: t}
+	c.Exchange(numbered(0, false), first)
+	next := c.Exchange(numbered(1, false), second)
+	b.engine.Flush()
+	var m wire.Message
+	d := conn.Received()[0]
+	require.NoError(t, m.Decode(d.Data))
+	reply, err := (&wire.Message{Type: message.NonConfirmable, Code: codes.Content, Token: m.Token}).Append(nil)
+	require.NoError(t, err)
+
+	release := c.Port(0).HoldFates()
+	c.UseMessageIDs(serverAddr, 1<<16) // so that the second leaves by another port, which is not held
+	require.NoError(t, conn.Send(d.Peer.Addr, reply))
+	for c.Waiting(serverAddr) > 0 {
+		runtime.Gosched()
+	}
+	next.Cancel() // it has got its turn, and is about to be sent
+	require.True(t, second.over())
+	release()
+	for !first.over() {
+		runtime.Gosched()
+	}
+	require.Zero(t, c.Port(0).Pending())
+	require.Zero(t, c.Port(1).Pending())
 }
 
 // Everything at once, on a bad network, to servers that do as they like: every

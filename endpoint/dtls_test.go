@@ -90,6 +90,9 @@ func (b *dtlsBench) ask(c *piondtls.Config) error {
 		return err
 	}
 	defer func() { _ = cc.Close(); <-cc.Done() }()
+	// A handshake that gets no answer does not heed ctx.
+	stop := context.AfterFunc(ctx, func() { _ = cc.Close() })
+	defer stop()
 	m, err := cc.Post(ctx, "/echo", message.TextPlain, strings.NewReader("body"))
 	if err != nil {
 		return err

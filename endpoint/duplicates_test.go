@@ -31,6 +31,9 @@ func TestRepeatedRequest(t *testing.T) {
 			in.Respond(content("x"), message.NonConfirmable, nil)
 		}, false, true},
 		{"CON finished", message.Confirmable, (*endpoint.Incoming).Finish, false, true},
+		{"CON answered with what cannot be encoded", message.Confirmable, func(in *endpoint.Incoming) {
+			in.Respond(&wire.Message{Code: codes.Content, Options: message.Options{{ID: 11}, {ID: 3}}}, message.NonConfirmable, nil)
+		}, false, true},
 		{"NON under way", message.NonConfirmable, func(*endpoint.Incoming) {}, false, false},
 		{"NON answered", message.NonConfirmable, func(in *endpoint.Incoming) { in.Respond(content("x"), message.NonConfirmable, nil) }, false, false},
 		{"NON finished", message.NonConfirmable, (*endpoint.Incoming).Finish, false, false},
@@ -62,6 +65,28 @@ func TestRepeatedRequest(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A reply that was lost because the send queue was full is not lost for whoever
+// asks again.
+func TestRepeatedRequestAfterFullQueue(t *testing.T) {
+	inBed(t, func(t *testing.T, b *bed) {
+		var h keeping
+		e := b.serve(&h)
+		client := b.raw(clientAddr, serverAddr)
+		client.send(con(codes.POST, 7))
+		in := h.one(t)
+		empty := e.Stuff()
+		in.Respond(content("x"), message.NonConfirmable, nil)
+		require.EqualValues(t, 1, b.stats.SendDropped.Load())
+		empty()
+		b.engine.Flush()
+		client.none()
+		client.send(con(codes.POST, 7))
+		m := client.one()
+		require.Equal(t, message.Acknowledgement, m.Type)
+		require.Equal(t, "x", string(m.Payload))
+	})
 }
 
 // A repetition is told by Message ID and source endpoint, not by what it says;

@@ -166,7 +166,7 @@ func (e *Endpoint) receive(d *Datagram, m *wire.Message, now time.Time) {
 // error, ignore everything else, and ignore unknown versions altogether.
 func (e *Endpoint) malformed(d *Datagram, err error) {
 	var f *wire.FormatError
-	if !errors.As(err, &f) || d.Path.Local.IsMulticast() {
+	if !errors.As(err, &f) {
 		e.Stats.Ignored.Add(1)
 		return
 	}

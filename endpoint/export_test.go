@@ -67,18 +67,34 @@ func (c *Client) Ports() int {
 	return len(c.ports[0]) + len(c.ports[1])
 }
 
-// Stuff fills the send queues of all ports, and returns a function that
-// empties them.
-func (c *Client) Stuff() func() {
+// Stuff fills the send queue, and returns a function that empties it.
+func (e *Endpoint) Stuff() func() {
 	set := func(queue []Datagram) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for _, e := range c.ports[0] {
-			e.out.mu.Lock()
-			e.out.queue = queue
-			e.out.mu.Unlock()
-		}
+		e.out.mu.Lock()
+		defer e.out.mu.Unlock()
+		e.out.queue = queue
 	}
 	set(make([]Datagram, outboxLimit))
 	return func() { set(nil) }
+}
+
+// HoldFates keeps everybody from sending a watched message, and from settling
+// one, until the function it returns is called.
+func (e *Endpoint) HoldFates() func() {
+	e.mu.Lock()
+	return e.mu.Unlock
+}
+
+// Waiting is the number of calls that wait for their turn with a server.
+func (c *Client) Waiting(server netip.AddrPort) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.serverOf(server).waiting)
+}
+
+// Port is a source port for IPv4 that is open.
+func (c *Client) Port(i int) *Endpoint {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ports[0][i]
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -247,6 +248,67 @@ func TestSettle(t *testing.T) {
 	})
 }
 
+// A message that is settled while its time is up is settled.
+func TestSettleWhileExpiring(t *testing.T) {
+	inBed(t, func(t *testing.T, b *bed) {
+		e := b.serve(answering{}, func(c *endpoint.Config) {
+			c.Params = endpoint.Params{AckTimeout: time.Second, AckRandomFactor: 1}
+		})
+		b.raw(clientAddr, serverAddr)
+		// Of two that are given up at the same time, the first settles the other.
+		w := settling{e: e}
+		for range 2 {
+			id := sendCON(t, b, e, &w)
+			w.mu.Lock()
+			w.ids = append(w.ids, id)
+			w.mu.Unlock()
+		}
+		pass(time.Minute)
+		require.EqualValues(t, 1, w.told.Load())
+	})
+}
+
+// settling is a Watcher that settles all messages when it is told of one.
+type settling struct {
+	e    *endpoint.Endpoint
+	told atomic.Int32
+	mu   sync.Mutex
+	ids  []uint16
+}
+
+func (w *settling) Acknowledged(uint16) {}
+
+func (w *settling) Failed(uint16, error) {
+	w.told.Add(1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, id := range w.ids {
+		w.e.Settle(clientAddr, id)
+	}
+}
+
+// A confirmable message that nobody watches is retransmitted all the same.
+func TestUnwatchedSeparateResponse(t *testing.T) {
+	inBed(t, func(t *testing.T, b *bed) {
+		var h keeping
+		e := b.serve(&h)
+		client := b.raw(clientAddr, serverAddr)
+		client.send(con(codes.GET, 7))
+		in := h.one(t)
+		in.Ack()
+		in.Respond(content("x"), message.Confirmable, nil)
+		b.engine.Flush()
+		pass(3 * time.Second)
+		all := client.got()
+		require.Len(t, all, 3)
+		require.Equal(t, all[1], all[2])
+		client.send(emptyOf(message.Reset, all[1].ID))
+		pass(time.Hour)
+		client.none()
+		require.Zero(t, e.Pending())
+	})
+}
+
 // A message that cannot be encoded is not waited for.
 func TestSendError(t *testing.T) {
 	inBed(t, func(t *testing.T, b *bed) {
@@ -277,6 +339,7 @@ func TestMessageIDWrap(t *testing.T) {
 		pass(93 * time.Second)
 		require.ErrorIs(t, old.failed()[first], endpoint.ErrNoAck)
 		require.ErrorIs(t, current.failed()[first], endpoint.ErrNoAck)
+		require.EqualValues(t, 4, b.stats.Retransmissions.Load(), "the new one's")
 		require.Zero(t, e.Pending())
 		require.Zero(t, b.engine.Scheduled())
 

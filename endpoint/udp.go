@@ -137,6 +137,10 @@ func setSocket(fd int, v6 bool, o UDPOptions) error {
 	if o.SendBuffer > 0 && unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, o.SendBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, o.SendBuffer)
 	}
+	// Go allows every UDP socket to send to broadcast addresses (GC-9).
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 0); err != nil {
+		return err
+	}
 	// Sockets hear only what they themselves joined, not what other sockets of
 	// this host did (GC-94).
 	if v6 {
