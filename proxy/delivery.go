@@ -18,6 +18,13 @@ type delivery struct {
 	waiting     []waitingResponse
 }
 
+// Clients that take responses and acknowledge none cost the proxy no more than
+// this, however many they are: what goes beyond is dropped and counted.
+const (
+	maxDeliveries = 8192  // clients with responses that wait for an ACK
+	maxWaiting    = 65536 // responses that wait for their turn, over all clients
+)
+
 type waitingResponse struct {
 	x       *groupRequest
 	message *wire.Message // owned
@@ -28,6 +35,11 @@ func (f *Front) deliver(x *groupRequest, m *wire.Message) {
 	key := x.in.Origin()
 	f.mu.Lock()
 	d := f.deliveries[key]
+	if d == nil && len(f.deliveries) >= maxDeliveries {
+		f.mu.Unlock()
+		f.Stats.DeliveryDropped.Add(1)
+		return
+	}
 	if d == nil {
 		d = &delivery{}
 		f.deliveries[key] = d
@@ -38,7 +50,8 @@ func (f *Front) deliver(x *groupRequest, m *wire.Message) {
 		f.mu.Unlock()
 		f.transmit(x, m)
 		return
-	case len(d.waiting) < x.delivery.Queue:
+	case len(d.waiting) < x.delivery.Queue && f.waiting < maxWaiting:
+		f.waiting++
 		d.waiting = append(d.waiting, waitingResponse{x, &wire.Message{Code: m.Code, Token: x.in.Token,
 			Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}})
 	default:
@@ -70,6 +83,7 @@ func (f *Front) delivered(x *groupRequest) {
 		next := d.waiting[0]
 		d.waiting[0] = waitingResponse{}
 		d.waiting = d.waiting[1:]
+		f.waiting--
 		if next.x.ended && !time.Now().Before(next.x.until) {
 			f.Stats.Late.Add(1)
 			continue
@@ -95,6 +109,7 @@ func (f *Front) withdraw(key clientToken) {
 	}
 	waiting := len(d.waiting)
 	d.waiting = slices.DeleteFunc(d.waiting, func(w waitingResponse) bool { return w.x.key == key })
+	f.waiting -= waiting - len(d.waiting)
 	f.Stats.Late.Add(uint64(waiting - len(d.waiting)))
 }
 

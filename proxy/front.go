@@ -51,6 +51,7 @@ type Front struct {
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
 	ended      *endedTokens
+	waiting    int // responses in deliveries
 	deliveries map[endpoint.Origin]*delivery
 }
 

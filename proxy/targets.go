@@ -72,6 +72,9 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 	if d.addr.IsValid() {
 		return t.proceed(r, w, []netip.Addr{d.addr}, d.port)
 	}
+	if r.Client == nil { // nobody makes the proxy ask name servers for nothing
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified")) // GP-23, FP-85
+	}
 	return t.Names.lookup(r, w, d.host, func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler {
 		return t.proceed(r, w, addrs, d.port)
 	})

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"net/netip"
 	"testing"
 	"time"
@@ -73,7 +74,7 @@ func resolve(t *testing.T, change func(*Targets), options ...message.Option) *en
 		change(targets)
 	}
 	m := msg(con, codes.GET, "", options...)
-	targets.Exchange(&exchange.Request{Method: codes.GET, Options: m.Options, Local: netip.MustParseAddrPort(proxy4 + ":5683"), Arrival: time.Now()}, e)
+	targets.Exchange(&exchange.Request{Method: codes.GET, Client: &exchange.Identity{}, Options: m.Options, Local: netip.MustParseAddrPort(proxy4 + ":5683"), Arrival: time.Now()}, e)
 	require.Equal(t, 1, e.ends)
 	return e
 }
@@ -282,3 +283,25 @@ func TestLocalOptions(t *testing.T) {
 		})
 	}
 }
+
+// Nobody makes the proxy ask name servers for nothing: a stranger is refused
+// before a name is looked up (FP-85).
+func TestStrangersResolveNothing(t *testing.T) {
+	asked := false
+	names, err := NewNames(t.Context(), nil, resolverFunc(func(context.Context, string) ([]netip.Addr, error) { asked = true; return nil, nil }), exchange.NewEngine())
+	require.NoError(t, err)
+	targets := &Targets{Numbers: defaultNumbers(), Names: names, Own: func(netip.AddrPort) bool { return false }}
+	e := &ending{}
+	targets.Exchange(&exchange.Request{Method: codes.GET, Options: message.Options{opt(wire.ProxyURI, "coap://secret.example/x")}}, e)
+	names.Wait()
+	require.False(t, asked)
+	require.Equal(t, exchange.Denied, e.failure.Reason)
+}
+
+// ending is a sink for an exchange that is refused.
+type ending struct{ failure *exchange.Failure }
+
+func (*ending) Respond(*exchange.Response) exchange.Verdict { return exchange.Stop }
+func (e *ending) End(err error)                             { e.failure = exchange.AsFailure(err) }
+
+func defaultNumbers() *wire.Numbers { n := wire.DefaultNumbers(); return &n }
