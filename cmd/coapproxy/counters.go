@@ -27,16 +27,22 @@ func logCounters(r *metrics.Registry, log *zap.Logger) {
 	log.Info("counters", fields...)
 }
 
-// countersOnSignal logs the counters at each SIGUSR1 until ctx ends.
+// countersOnSignal logs the counters at each SIGUSR1 until ctx ends. SIGHUP,
+// with which many programs are told to read their configuration again, does not
+// end the proxy.
 func countersOnSignal(ctx context.Context, r *metrics.Registry, log *zap.Logger) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-signals:
+		case s := <-signals:
+			if s == syscall.SIGHUP {
+				log.Warn("the configuration is not read again; restart the proxy for that")
+				continue
+			}
 			logCounters(r, log)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime/debug"
 	"time"
@@ -20,8 +21,8 @@ const defaultConfig = "/etc/coapproxy/config.yaml"
 
 // runServe is the subcommand serve.
 func runServe(ctx context.Context, io stdio, args []string) int {
-	flags := newFlags(io, "serve", "[--config FILE]", "Runs the proxy until SIGINT or SIGTERM; running exchanges then get limits.grace to finish.\n"+
-		"SIGUSR1 writes all counters to the log.\n"+
+	flags := newFlags(io, "serve", "[--config FILE]", "Runs the proxy until SIGINT or SIGTERM; running exchanges then get limits.grace to finish, a second\n"+
+		"signal ends it at once. SIGUSR1 writes the counters that are not zero to the log.\n"+
 		"Exit codes: 0 ended on request, 1 could not start or run, 2 wrong command line, 78 wrong configuration.")
 	file := flags.String("config", defaultConfig, "configuration `FILE`")
 	if code, done := parse(flags, args, 0, 0); done {
@@ -31,12 +32,16 @@ func runServe(ctx context.Context, io stdio, args []string) int {
 	if err != nil {
 		fmt.Fprintln(io.err, err)
 		var problems config.Problems
-		if !errors.As(err, &problems) {
+		if !errors.As(err, &problems) && errors.Is(err, fs.ErrNotExist) {
 			fmt.Fprintln(io.err, "coapproxy init DIR writes a configuration to start from")
 		}
 		return exitConfig
 	}
-	log := newLog(c.Log, io.err)
+	out := io.err
+	if c.Log.Output == config.LogStdout {
+		out = io.out
+	}
+	log := newLog(c.Log, out)
 	defer func() { _ = log.Sync() }()
 	return serve(ctx, c, log)
 }
@@ -80,8 +85,16 @@ func newLog(c config.Log, w io.Writer) *zap.Logger {
 		e.ConsoleSeparator = " "
 		encoder = zapcore.NewConsoleEncoder(e)
 	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level))
+	core := zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)
+	return zap.New(zapcore.NewSamplerWithOptions(core, time.Second, sampleFirst, sampleThen))
 }
+
+// Of the same message the log has so many lines per second, and then one of so
+// many: strangers must not be able to fill a disk, and counters count the rest.
+const (
+	sampleFirst = 500
+	sampleThen  = 1000
+)
 
 // newFlags returns the flag set of a subcommand, with a usage text that shows
 // its flags the way they are typed.
