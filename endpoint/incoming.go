@@ -174,7 +174,8 @@ func (in *Incoming) open() *openRequests {
 func (in *Incoming) Relay(m *wire.Message, typ message.Type, w Watcher) (uint16, error) {
 	m.Token = in.Token
 	if in.stream != nil {
-		return 0, in.stream.respond(m)
+		c := *m // which escapes, and m does not
+		return 0, in.stream.respond(&c)
 	}
 	m.Type, m.ID = typ, in.endpoint.NextID(in.Peer.key())
 	return m.ID, in.endpoint.Send(in.Peer, in.Path, m, w)
@@ -227,7 +228,8 @@ func (in *Incoming) Respond(m *wire.Message, separate message.Type, w Watcher) {
 	}
 	m.Token = in.Token
 	if in.stream != nil {
-		_ = in.stream.respond(m)
+		c := *m // which escapes, and m does not
+		_ = in.stream.respond(&c)
 		in.stream.finished(in)
 		return
 	}
