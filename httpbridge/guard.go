@@ -1,0 +1,346 @@
+package httpbridge
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// guard reads HTTP/1 messages along with the server behind it and lets through
+// only those whose framing has one meaning (HC-104). It holds a head back until
+// it is whole. In place of a message that it refuses the server gets a request
+// of the guard's own, which the Front answers with 400, and then the end of the
+// connection.
+//
+// It is stricter than RFC 9112 has to be: no bare CR or LF, no obs-fold, no
+// empty line before a request, no content length beside a transfer coding or
+// twice, no transfer coding but chunked and none in HTTP/1.0.
+type guard struct {
+	net.Conn
+	token    string // only the guard's own requests carry it
+	maxHead  int
+	refused  *atomic.Uint64
+	released func()
+	closed   atomic.Bool
+
+	// Touched by Read only, which the server does not call twice at a time.
+	in      []byte // read and not judged yet
+	scanned int    // bytes of in that are known to be the beginning of a head
+	out     []byte // judged and not handed out yet
+	frame   framing
+	after   int64 // bytes of the body, or of the chunk, still to come
+	err     error
+}
+
+// framing is what comes next on a connection.
+type framing uint8
+
+const (
+	frameHead framing = iota
+	frameBody
+	frameChunkSize
+	frameChunk
+	frameChunkEnd
+	frameTrailer
+	frameRefused
+)
+
+func newGuard(c net.Conn, maxHead int, refused *atomic.Uint64, released func()) *guard {
+	var token [16]byte
+	_, _ = rand.Read(token[:]) // never fails
+	return &guard{Conn: c, token: hex.EncodeToString(token[:]), maxHead: maxHead, refused: refused, released: released}
+}
+
+// ConnectionState lets the server see the TLS state.
+func (g *guard) ConnectionState() tls.ConnectionState {
+	if c, ok := g.Conn.(*tls.Conn); ok {
+		return c.ConnectionState()
+	}
+	return tls.ConnectionState{}
+}
+
+// guardKey finds the guard of a request's connection in its context.
+type guardKey struct{}
+
+func withGuard(ctx context.Context, c net.Conn) context.Context {
+	if g, ok := c.(*guard); ok {
+		return context.WithValue(ctx, guardKey{}, g)
+	}
+	return ctx
+}
+
+// refusedPath is the request target of the guard's own requests.
+const refusedPath = "/refused/"
+
+// malformed returns why the guard refused a message, "" for any other request.
+func malformed(r *http.Request) string {
+	g, ok := r.Context().Value(guardKey{}).(*guard)
+	if !ok || r.RequestURI != refusedPath+g.token {
+		return ""
+	}
+	return r.Header.Get("Reason")
+}
+
+// Read implements net.Conn.
+func (g *guard) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for len(g.out) == 0 {
+		if g.judge() {
+			continue
+		}
+		if g.frame == frameRefused {
+			return 0, io.EOF
+		}
+		if g.err != nil {
+			err := g.err
+			if t, ok := err.(net.Error); ok && t.Timeout() { //nolint:errorlint // as the connection returns it
+				g.err = nil // the deadline may be moved
+			}
+			return 0, err
+		}
+		var buf [4096]byte
+		n, err := g.Conn.Read(buf[:])
+		g.in, g.err = append(g.in, buf[:n]...), err
+	}
+	n := copy(p, g.out)
+	g.out = g.out[n:]
+	return n, nil
+}
+
+// judge moves something from in to out. It reports false when that needs more
+// input, or nothing will come any more.
+func (g *guard) judge() bool {
+	if len(g.in) == 0 || g.frame == frameRefused {
+		return false
+	}
+	switch g.frame {
+	case frameHead:
+		return g.judgeHead()
+	case frameBody, frameChunk:
+		n := min(g.after, int64(len(g.in)))
+		g.pass(int(n))
+		if g.after -= n; g.after == 0 {
+			if g.frame == frameBody {
+				g.frame = frameHead
+			} else {
+				g.frame = frameChunkEnd
+			}
+		}
+		return true
+	}
+	line, ok := g.line()
+	if !ok {
+		return g.frame == frameRefused
+	}
+	switch g.frame {
+	case frameChunkEnd:
+		if len(line) > 0 {
+			return g.abort()
+		}
+		g.frame = frameChunkSize
+	case frameChunkSize:
+		size, ok := chunkSize(line)
+		if !ok {
+			return g.abort()
+		}
+		g.frame, g.after = frameChunk, size
+		if size == 0 {
+			g.frame = frameTrailer
+		}
+	case frameTrailer:
+		if len(line) == 0 {
+			g.frame = frameHead
+		} else if line[0] == ' ' || line[0] == '\t' {
+			return g.abort()
+		}
+	}
+	g.pass(len(line) + 2)
+	return true
+}
+
+// pass lets n bytes through.
+func (g *guard) pass(n int) {
+	g.out = append(g.out[:0], g.in[:n]...)
+	g.in, g.scanned = g.in[n:], 0
+}
+
+// abort ends the connection inside a message: what the server reads of the body
+// is cut short.
+func (g *guard) abort() bool {
+	g.refused.Add(1)
+	g.frame, g.in = frameRefused, nil
+	return true
+}
+
+// maxChunkLine bounds chunk sizes with their extensions, and trailer lines.
+const maxChunkLine = 1024
+
+// line returns the next line of a chunked body without its end.
+func (g *guard) line() ([]byte, bool) {
+	end := bytes.IndexByte(g.in, '\n')
+	switch {
+	case end < 0 && len(g.in) <= maxChunkLine:
+		return nil, false
+	case end < 1 || end > maxChunkLine || g.in[end-1] != '\r' || bytes.IndexByte(g.in[:end-1], '\r') >= 0:
+		g.abort()
+		return nil, false
+	}
+	return g.in[:end-1], true
+}
+
+// chunkSize reads a chunk size, perhaps with extensions.
+func chunkSize(line []byte) (int64, bool) {
+	digits, _, _ := bytes.Cut(line, []byte{';'})
+	if len(digits) == 0 || len(digits) > 15 {
+		return 0, false
+	}
+	var n int64
+	for _, c := range digits {
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
+			return 0, false
+		}
+		n = n<<4 | int64(c)
+	}
+	return n, true
+}
+
+// judgeHead judges a request line and header as soon as they are whole.
+func (g *guard) judgeHead() bool {
+	from := max(g.scanned-3, 0)
+	end := bytes.Index(g.in[from:], []byte("\r\n\r\n"))
+	head := g.in
+	if end >= 0 {
+		end += from
+		head = g.in[:end+2]
+	}
+	g.scanned = len(g.in)
+	switch {
+	case len(head) > g.maxHead:
+		return g.refuse("the header is too long")
+	case bytes.HasPrefix(head, []byte("\r\n")) || bytes.HasPrefix(head, []byte("\n")):
+		return g.refuse("an empty line before the request")
+	case bareLineEnd(head, from, end >= 0):
+		return g.refuse("a line does not end in CR LF")
+	case end < 0:
+		return false
+	}
+	chunked, length, reason := readFraming(string(head))
+	if reason != "" {
+		return g.refuse(reason)
+	}
+	switch {
+	case chunked:
+		g.frame = frameChunkSize
+	case length > 0:
+		g.frame, g.after = frameBody, length
+	}
+	g.pass(end + 4)
+	return true
+}
+
+// bareLineEnd reports whether there is a CR without LF, an LF without CR, or a
+// NUL.
+func bareLineEnd(head []byte, from int, whole bool) bool {
+	for i := from; i < len(head); i++ {
+		switch c := head[i]; {
+		case c == '\n' && (i == 0 || head[i-1] != '\r'):
+			return true
+		case c == '\r' && i+1 < len(head) && head[i+1] != '\n', c == '\r' && i+1 == len(head) && whole, c == 0:
+			return true
+		}
+	}
+	return false
+}
+
+// readFraming finds out how long the body of a message is (RFC 9112 §6). reason
+// is set when that has more than one answer.
+func readFraming(head string) (chunked bool, length int64, reason string) {
+	lines := strings.Split(strings.TrimSuffix(head, "\r\n"), "\r\n")
+	words := strings.Split(lines[0], " ")
+	if len(words) != 3 || words[2] != "HTTP/1.1" && words[2] != "HTTP/1.0" {
+		return false, 0, "not an HTTP/1 request line"
+	}
+	length = -1
+	for _, line := range lines[1:] {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name == "" || strings.ContainsAny(name, " \t") {
+			return false, 0, "a header line has no proper name, or is continued on a second line" // obs-fold too
+		}
+		value = strings.Trim(value, " \t")
+		switch strings.ToLower(name) {
+		case "content-length":
+			n, ok := decimalLength(value)
+			if !ok || length >= 0 {
+				return false, 0, "Content-Length is malformed or repeated"
+			}
+			length = n
+		case "transfer-encoding":
+			if chunked || !strings.EqualFold(value, "chunked") || words[2] == "HTTP/1.0" {
+				return false, 0, "this Transfer-Encoding is not served"
+			}
+			chunked = true
+		}
+	}
+	if chunked && length >= 0 {
+		return false, 0, "both Content-Length and Transfer-Encoding" // RFC 9112 §6.1
+	}
+	return chunked, length, ""
+}
+
+func decimalLength(s string) (int64, bool) {
+	if s == "" || len(s) > 15 {
+		return 0, false
+	}
+	var n int64
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n, true
+}
+
+// refuse puts the guard's own request in the place of the message that follows.
+func (g *guard) refuse(reason string) bool {
+	g.refused.Add(1)
+	g.frame, g.in = frameRefused, nil
+	g.out = []byte("GET " + refusedPath + g.token + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nReason: " + reason + "\r\n\r\n")
+	return true
+}
+
+// Close implements net.Conn. After a refusal it waits a little for what the
+// client is still sending: closing over it would take the answer away.
+func (g *guard) Close() error {
+	if g.closed.Swap(true) {
+		return nil
+	}
+	defer g.released()
+	if c, ok := g.Conn.(*net.TCPConn); ok && g.frame == frameRefused {
+		if c.CloseWrite() == nil {
+			_ = c.SetReadDeadline(time.Now().Add(lingerTime))
+			_, _ = io.CopyN(io.Discard, c, lingerBytes)
+		}
+	}
+	return g.Conn.Close()
+}
+
+const (
+	lingerTime  = 500 * time.Millisecond
+	lingerBytes = 256 << 10
+)

@@ -1,0 +1,313 @@
+package httpbridge
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+	"go.uber.org/zap"
+)
+
+// ListenConfig says where and how a Listener takes connections. Zero values are
+// replaced by the defaults.
+type ListenConfig struct {
+	Addr netip.AddrPort
+	// TLS makes it https: HTTP/2 and HTTP/1.1 over TCP, HTTP/3 over UDP at the
+	// same port. Nil: plain HTTP/1.1.
+	TLS   *TLSConfig
+	Front *Front
+	// MaxHeader is the longest request header in bytes, 16 KiB (HC-97).
+	MaxHeader int
+	// MaxConns and MaxPeerConns bound the open connections, 4096, and those of
+	// one address, 256; more are closed at once.
+	MaxConns, MaxPeerConns int
+	// MaxStreams bounds the requests at a time on an HTTP/2 or HTTP/3
+	// connection, 100.
+	MaxStreams int
+	// HeaderTimeout is how long a TLS handshake or a request header may take,
+	// 10 s, IdleTimeout how long a connection may wait for a request, 60 s.
+	HeaderTimeout, IdleTimeout time.Duration
+	// Grace is how long requests may go on after the context has ended.
+	Grace time.Duration
+	Log   *zap.Logger
+}
+
+// TLSConfig is what a Listener needs for TLS, which is 1.3 always.
+type TLSConfig struct {
+	// GetCertificate returns the certificate of this server.
+	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	// ClientCAs are the authorities whose client certificates are verified; nil:
+	// clients are not asked for one (HC-100).
+	ClientCAs *x509.CertPool
+	// NoHTTP3 leaves UDP alone.
+	NoHTTP3 bool
+}
+
+func (c ListenConfig) withDefaults() ListenConfig {
+	for _, d := range []struct {
+		value    *int
+		standard int
+	}{{&c.MaxHeader, 16 << 10}, {&c.MaxConns, 4096}, {&c.MaxPeerConns, 256}, {&c.MaxStreams, 100}} {
+		if *d.value <= 0 {
+			*d.value = d.standard
+		}
+	}
+	for _, d := range []struct {
+		value    *time.Duration
+		standard time.Duration
+	}{{&c.HeaderTimeout, 10 * time.Second}, {&c.IdleTimeout, time.Minute}} {
+		if *d.value <= 0 {
+			*d.value = d.standard
+		}
+	}
+	return c
+}
+
+// Listener takes HTTP connections at one address.
+type Listener struct {
+	config ListenConfig
+	tcp    *net.TCPListener
+	udp    net.PacketConn
+	tls    *tls.Config
+	conns  connLimit
+	altSvc string
+	active sync.WaitGroup // requests
+}
+
+// Listen opens the sockets. Serve closes them.
+func Listen(config ListenConfig) (*Listener, error) {
+	c := config.withDefaults()
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.Addr))
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	l := &Listener{config: c, tcp: tcp, conns: connLimit{max: c.MaxConns, maxPeer: c.MaxPeerConns, stats: c.Front.Stats,
+		peers: make(map[netip.Addr]int)}}
+	if c.TLS == nil {
+		return l, nil
+	}
+	l.tls = &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: c.TLS.GetCertificate, NextProtos: []string{"h2", "http/1.1"}}
+	if c.TLS.ClientCAs != nil {
+		l.tls.ClientAuth, l.tls.ClientCAs = tls.VerifyClientCertIfGiven, c.TLS.ClientCAs
+	}
+	if !c.TLS.NoHTTP3 {
+		addr := net.UDPAddrFromAddrPort(l.Addr())
+		if l.udp, err = net.ListenUDP("udp", addr); err != nil {
+			_ = tcp.Close()
+			return nil, fmt.Errorf("listen for HTTP/3: %w", err)
+		}
+		l.altSvc = `h3=":` + strconv.Itoa(addr.Port) + `"; ma=86400`
+	}
+	return l, nil
+}
+
+// Addr is the address listened on.
+func (l *Listener) Addr() netip.AddrPort {
+	a := l.tcp.Addr().(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// Serve takes connections until ctx ends or a socket fails; then it waits for
+// the requests under way, for the time of Grace at most, and for all of its
+// goroutines.
+func (l *Listener) Serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := l.newServers()
+	var wg sync.WaitGroup
+	failed := make(chan error, 4)
+	run := func(f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil && ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+				cancel()
+			}
+		})
+	}
+	h1, h2 := newHandOver(l.tcp.Addr()), newHandOver(l.tcp.Addr())
+	run(func() error { return s.h1.Serve(h1) })
+	if l.tls != nil {
+		run(func() error { return s.h2.Serve(h2) })
+	}
+	run(func() error { return l.accept(ctx, &wg, h1, h2) })
+	if s.h3 != nil {
+		run(func() error { return l.serveQUIC(ctx, s.h3) })
+	}
+	<-ctx.Done()
+	_ = l.tcp.Close()
+	s.stop(l.config.Grace) //nolint:contextcheck // the context has ended
+	wg.Wait()
+	l.active.Wait()
+	if l.udp != nil {
+		_ = l.udp.Close()
+	}
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+// servers are the servers for the versions of HTTP. HTTP/1.1 has one of its own
+// because its connections go through a guard.
+type servers struct {
+	h1, h2 *http.Server
+	h3     *http3.Server
+}
+
+func (l *Listener) newServers() servers {
+	c := &l.config
+	plain := func() *http.Server {
+		return &http.Server{Handler: l, ReadHeaderTimeout: c.HeaderTimeout, IdleTimeout: c.IdleTimeout,
+			MaxHeaderBytes: c.MaxHeader, ErrorLog: quietLog(c.Log), DisableGeneralOptionsHandler: true}
+	}
+	s := servers{h1: plain(), h2: plain()}
+	s.h1.ConnContext = withGuard
+	s.h1.Protocols = new(http.Protocols)
+	s.h1.Protocols.SetHTTP1(true)
+	s.h2.TLSConfig = l.tls.Clone() // the server adds to it
+	s.h2.Protocols = new(http.Protocols)
+	s.h2.Protocols.SetHTTP2(true)
+	s.h2.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: c.MaxStreams, WriteByteTimeout: c.Front.Limits.SendTimeout,
+		SendPingTimeout: c.IdleTimeout, PingTimeout: c.HeaderTimeout}
+	if l.udp != nil {
+		s.h3 = &http3.Server{Handler: l, MaxHeaderBytes: c.MaxHeader, IdleTimeout: c.IdleTimeout}
+	}
+	return s
+}
+
+// ServeHTTP implements http.Handler for the servers of l. It tells clients that
+// HTTP/3 is there, too (RFC 7838), and keeps Serve from returning before the
+// request has ended.
+func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	l.active.Add(1)
+	defer l.active.Done()
+	if l.altSvc != "" && r.ProtoMajor < 3 {
+		w.Header()["Alt-Svc"] = []string{l.altSvc}
+	}
+	l.config.Front.ServeHTTP(w, r)
+}
+
+// quietLog keeps what clients do wrong out of the operator's sight unless asked.
+func quietLog(l *zap.Logger) *log.Logger {
+	std, err := zap.NewStdLogAt(l, zap.DebugLevel)
+	if err != nil {
+		return nil
+	}
+	return std
+}
+
+func (s *servers) stop(grace time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, h := range []*http.Server{s.h1, s.h2} {
+		wg.Go(func() {
+			if h.Shutdown(ctx) != nil {
+				_ = h.Close()
+			}
+		})
+	}
+	if s.h3 != nil {
+		wg.Go(func() {
+			_ = s.h3.Shutdown(ctx)
+			_ = s.h3.Close()
+		})
+	}
+	wg.Wait()
+}
+
+// accept takes TCP connections and hands each to the server for its version.
+func (l *Listener) accept(ctx context.Context, wg *sync.WaitGroup, h1, h2 *handOver) error {
+	for {
+		c, err := l.tcp.AcceptTCP()
+		if err != nil {
+			var n net.Error
+			if errors.As(err, &n) && n.Temporary() { //nolint:staticcheck // what net/http does: out of descriptors passes
+				select {
+				case <-time.After(5 * time.Millisecond):
+					continue
+				case <-ctx.Done():
+				}
+			}
+			return err
+		}
+		peer := addrOf(c.RemoteAddr().String()).Addr()
+		release, ok := l.conns.take(peer)
+		if !ok {
+			_ = c.Close()
+			continue
+		}
+		if l.tls == nil {
+			h1.give(newGuard(c, l.config.MaxHeader, &l.config.Front.Stats.Malformed, release))
+			continue
+		}
+		wg.Go(func() { l.handshake(ctx, c, release, h1, h2) })
+	}
+}
+
+func (l *Listener) handshake(ctx context.Context, c net.Conn, release func(), h1, h2 *handOver) {
+	t := tls.Server(&releasing{Conn: c, release: sync.OnceFunc(release)}, l.tls)
+	ctx, cancel := context.WithTimeout(ctx, l.config.HeaderTimeout)
+	defer cancel()
+	if err := t.HandshakeContext(ctx); err != nil {
+		l.config.Log.Debug("TLS handshake failed", zap.Stringer("client", c.RemoteAddr()), zap.Error(err))
+		_ = t.Close()
+		return
+	}
+	if t.ConnectionState().NegotiatedProtocol == "h2" {
+		h2.give(t)
+		return
+	}
+	h1.give(newGuard(t, l.config.MaxHeader, &l.config.Front.Stats.Malformed, func() {}))
+}
+
+// serveQUIC takes QUIC connections. Early data is not accepted at all: replayed,
+// even a GET would make a whole group answer.
+func (l *Listener) serveQUIC(ctx context.Context, s *http3.Server) error {
+	transport := &quic.Transport{Conn: l.udp}
+	defer transport.Close()
+	ln, err := transport.ListenEarly(http3.ConfigureTLSConfig(l.tls), &quic.Config{Allow0RTT: false,
+		HandshakeIdleTimeout: l.config.HeaderTimeout, MaxIdleTimeout: l.config.IdleTimeout,
+		MaxIncomingStreams: int64(l.config.MaxStreams), MaxIncomingUniStreams: 8})
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	return s.ServeListener(&quicListener{ln, l})
+}
+
+// quicListener counts connections.
+type quicListener struct {
+	*quic.EarlyListener
+	l *Listener
+}
+
+// Accept implements http3.QUICListener.
+func (q *quicListener) Accept(ctx context.Context) (*quic.Conn, error) {
+	for {
+		c, err := q.EarlyListener.Accept(ctx)
+		if err != nil {
+			return nil, err
+		}
+		release, ok := q.l.conns.take(addrOf(c.RemoteAddr().String()).Addr())
+		if !ok {
+			_ = c.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "too many connections")
+			continue
+		}
+		context.AfterFunc(c.Context(), release) //nolint:contextcheck // as long as the connection lasts
+		return c, nil
+	}
+}

@@ -1,0 +1,294 @@
+package httpbridge
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Mapping says which HTTP request targets stand for which CoAP URIs.
+type Mapping struct {
+	// Prefix is the path of the base URI, with a slash at both ends; empty:
+	// "/hc/" (HC-3). Below it the default mapping (HC-2) and
+	// "?target_uri=" (HC-7) are always served.
+	Prefix string
+	// Templates are further URI templates relative to the base (HC-7, HC-9), for
+	// example "?s={+s}&hp={+hp}&p={+p}&q={+q}".
+	Templates []string
+	// DefaultScheme stands in for a missing one in the default mapping (HC-6);
+	// empty: 400.
+	DefaultScheme string
+	// Forward serves absolute-form request targets with a CoAP scheme (HC-11).
+	Forward bool
+	// Routes are the null mapping: a table of paths (HC-10).
+	Routes []Route
+}
+
+// Route maps a path, and everything below it, to a CoAP URI and what is below
+// that (HC-10).
+type Route struct {
+	// Host is the host the client asked for, without port; empty: any.
+	Host string
+	// Path begins with a slash and is compared as it was sent.
+	Path string
+	// Target is a CoAP URI without query.
+	Target string
+	// Timeout stands in for a missing Multicast-Timeout field (HC-92).
+	Timeout exchange.Timeout
+}
+
+const (
+	defaultPrefix  = "/hc/"
+	corePath       = "/.well-known/core"
+	openAPIPath    = "/openapi.json"
+	targetVariable = "target_uri="
+	// maxTarget is the longest Proxy-Uri value (RFC 7252 §5.10).
+	maxTarget = 1034
+)
+
+type placeKind uint8
+
+const (
+	placeTarget placeKind = iota
+	placeCore
+	placeOpenAPI
+	placeServer // "*": the proxy as a whole
+)
+
+// place is what a request target means.
+type place struct {
+	kind  placeKind
+	query string // of the resources of the proxy itself
+	uri   wire.URI
+	// forward: the request came in the forward-proxy form (HC-11).
+	forward bool
+	timeout exchange.Timeout // default of the route
+	route   *mappedRoute
+}
+
+type mapping struct {
+	Mapping
+	templates []template
+	routes    []mappedRoute // longest path first
+}
+
+type mappedRoute struct {
+	Route
+	target wire.URI
+	text   string // the target without a slash at the end
+}
+
+func newMapping(c Mapping) (*mapping, error) {
+	m := &mapping{Mapping: c}
+	if m.Prefix == "" {
+		m.Prefix = defaultPrefix
+	}
+	if !strings.HasPrefix(m.Prefix, "/") || !strings.HasSuffix(m.Prefix, "/") || strings.ContainsAny(m.Prefix, "?#% ") {
+		return nil, fmt.Errorf("prefix %q: must begin and end with a slash and need no encoding", m.Prefix)
+	}
+	for _, text := range c.Templates {
+		t, err := parseTemplate(text)
+		if err != nil {
+			return nil, fmt.Errorf("template %q: %w", text, err)
+		}
+		m.templates = append(m.templates, t)
+	}
+	for _, r := range c.Routes {
+		u, err := wire.ParseURI(r.Target)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("route %s: %w", r.Path, err)
+		case !isCoAP(u.Scheme), u.Query != nil, u.HasUserinfo:
+			return nil, fmt.Errorf("route %s: the target must be a CoAP URI without query", r.Path)
+		case !strings.HasPrefix(r.Path, "/"):
+			return nil, fmt.Errorf("route %q: the path must begin with a slash", r.Path)
+		}
+		m.routes = append(m.routes, mappedRoute{Route: r, target: u, text: strings.TrimSuffix(u.String(), "/")})
+	}
+	slices.SortStableFunc(m.routes, func(a, b mappedRoute) int { return len(b.Path) - len(a.Path) })
+	return m, nil
+}
+
+func isCoAP(scheme string) bool { return strings.HasPrefix(scheme, "coap") }
+
+// resolve reads a raw request target (HC-5). host is what the client addressed.
+func (m *mapping) resolve(target, host string) (place, *problem) {
+	scheme, _, absolute := cutScheme(target)
+	switch {
+	case target == "*":
+		return place{kind: placeServer}, nil
+	case strings.HasPrefix(target, "/"):
+	case absolute && (scheme == "http" || scheme == "https"): // RFC 9112 §3.2.2
+		authority, path, _ := strings.Cut(target[len(scheme)+1:], "//")
+		if authority != "" {
+			return place{}, refuse(http.StatusBadRequest, "malformed request target", "")
+		}
+		end := strings.IndexAny(path, "/?")
+		if end < 0 {
+			end = len(path)
+		}
+		host, target = path[:end], path[end:]
+		if !strings.HasPrefix(target, "/") {
+			target = "/" + target
+		}
+	case absolute && m.Forward:
+		p, refusal := m.target(target)
+		p.forward = true
+		return p, refusal // HC-11
+	case absolute:
+		return place{}, refuse(http.StatusNotImplemented, "the forward-proxy form of request targets is not served here",
+			"ask for "+m.Prefix+"coap://host/path instead")
+	default:
+		return place{}, refuse(http.StatusBadRequest, "malformed request target", "")
+	}
+	return m.origin(target, host)
+}
+
+// origin reads a request target in origin form.
+func (m *mapping) origin(target, host string) (place, *problem) {
+	path, query, hasQuery := strings.Cut(target, "?")
+	switch path {
+	case corePath:
+		return place{kind: placeCore, query: query}, nil
+	case openAPIPath:
+		return place{kind: placeOpenAPI}, nil
+	}
+	for i := range m.routes {
+		r := &m.routes[i]
+		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(r.Path, "/"))
+		if !ok || rest != "" && rest[0] != '/' || r.Host != "" && !strings.EqualFold(r.Host, hostOnly(host)) {
+			continue
+		}
+		if hasQuery {
+			rest += "?" + query
+		}
+		p, refusal := m.target(r.text + rest) // HC-10
+		p.timeout, p.route = r.Timeout, r
+		return p, refusal
+	}
+	rest, ok := strings.CutPrefix(target, m.Prefix)
+	if !ok && hasQuery && path == strings.TrimSuffix(m.Prefix, "/") {
+		rest, ok = "?"+query, true
+	}
+	if !ok || rest == "" {
+		return place{}, refuse(http.StatusNotFound, "nothing is mapped to this path",
+			"ask for "+m.Prefix+"coap://host/path or "+m.Prefix+"?"+targetVariable+"coap://host/path")
+	}
+	if value, ok := strings.CutPrefix(rest, "?"+targetVariable); ok {
+		return m.encoded(value) // HC-7
+	}
+	if _, _, ok := cutScheme(rest); ok {
+		return m.target(rest) // HC-2
+	}
+	for i := range m.templates {
+		if uri, ok := m.templates[i].match(rest); ok {
+			return m.encoded(uri) // HC-9
+		}
+	}
+	if m.DefaultScheme != "" && rest[0] != '?' && rest[0] != '/' {
+		return m.target(m.DefaultScheme + "://" + rest) // HC-6
+	}
+	return place{}, refuse(http.StatusBadRequest, "the target has no scheme", "write "+m.Prefix+"coap://host/path")
+}
+
+// encoded reads a target that may be percent-encoded as a whole: then it is
+// decoded once (HC-8).
+func (m *mapping) encoded(value string) (place, *problem) {
+	if _, _, plain := cutScheme(value); !plain {
+		decoded, err := url.PathUnescape(value)
+		if err != nil {
+			return place{}, refuse(http.StatusBadRequest, "the target URI is not percent-encoded properly", "")
+		}
+		value = decoded
+	}
+	return m.target(value)
+}
+
+// target reads a CoAP URI (HC-4, HC-5, HC-12, HC-13).
+func (m *mapping) target(text string) (place, *problem) {
+	scheme, rest, ok := cutScheme(text)
+	switch {
+	case !ok:
+		return place{}, refuse(http.StatusBadRequest, "the target has no scheme", "write coap://host/path") // HC-6
+	case !isCoAP(scheme):
+		return place{}, refuse(http.StatusNotImplemented, "targets of this scheme are not served", "use coap://host/path") // HC-22
+	case !strings.HasPrefix(rest, "//") || strings.HasPrefix(rest, "///"):
+		return place{}, refuse(http.StatusBadRequest, "the scheme must be followed by exactly two slashes",
+			"if something on the way cleans paths, use "+m.Prefix+"?"+targetVariable+"coap://host/path") // HC-5
+	}
+	u, err := wire.ParseURI(scheme + ":" + openBrackets(rest))
+	var why *wire.URIError
+	switch {
+	case errors.Is(err, wire.ErrScheme):
+		return place{}, refuse(http.StatusNotImplemented, "targets of this scheme are not served", "use coap://host/path") // HC-22
+	case errors.As(err, &why):
+		return place{}, refuse(http.StatusBadRequest, "the target URI is malformed: "+why.Reason, "") // HC-12, HC-13
+	case err != nil:
+		return place{}, refuse(http.StatusBadRequest, "the target URI is malformed", "")
+	case u.HasUserinfo:
+		return place{}, refuse(http.StatusBadRequest, "the target URI has userinfo", "leave out what stands before the @") // HC-12
+	case slices.Contains(u.Path, ".") || slices.Contains(u.Path, ".."):
+		return place{}, refuse(http.StatusBadRequest, `a path segment of the target is "." or ".."`, "") // HC-13
+	case len(u.String()) > maxTarget:
+		return place{}, refuse(http.StatusRequestURITooLong, fmt.Sprintf("the target URI is longer than %d bytes", maxTarget), "")
+	}
+	return place{uri: u}, nil
+}
+
+// openBrackets turns encoded brackets in the authority back (HC-4). s begins
+// with two slashes.
+func openBrackets(s string) string {
+	end := strings.IndexAny(s[2:], "/?")
+	if end < 0 {
+		end = len(s) - 2
+	}
+	authority := s[2 : 2+end]
+	if !strings.Contains(authority, "%5") {
+		return s
+	}
+	return "//" + brackets.Replace(authority) + s[2+end:]
+}
+
+var brackets = strings.NewReplacer("%5B", "[", "%5b", "[", "%5D", "]", "%5d", "]")
+
+// hosting writes a CoAP URI the way a client asks for it: as the route it came
+// by has it, in the forward-proxy form, or in the default mapping.
+func (m *mapping) hosting(p *place, u wire.URI) string {
+	text := u.String()
+	if p.forward {
+		return text
+	}
+	if p.route != nil {
+		if rest, ok := strings.CutPrefix(text, p.route.text); ok && (rest == "" || rest[0] == '/' || rest[0] == '?') {
+			return strings.TrimSuffix(p.route.Path, "/") + rest
+		}
+	}
+	return m.Prefix + strings.NewReplacer("[", "%5B", "]", "%5D").Replace(text)
+}
+
+// cutScheme cuts off a scheme and its colon (RFC 3986 §3.1). The scheme comes
+// back in lower case.
+func cutScheme(s string) (scheme, rest string, ok bool) {
+	scheme, rest, ok = strings.Cut(s, ":")
+	if !ok || !schemePattern.MatchString(scheme) {
+		return "", s, false
+	}
+	return strings.ToLower(scheme), rest, true
+}
+
+var schemePattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*$`)
+
+// hostOnly cuts off the port.
+func hostOnly(authority string) string {
+	if i := strings.LastIndexByte(authority, ':'); i >= 0 && !strings.HasSuffix(authority, "]") {
+		authority = authority[:i]
+	}
+	return authority
+}

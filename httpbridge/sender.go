@@ -1,0 +1,79 @@
+package httpbridge
+
+import (
+	"net/http"
+	"time"
+)
+
+// sender writes a response so that a client that does not read cannot hold its
+// goroutine for ever: every piece has its time, and so has the request body
+// (HC-97).
+type sender struct {
+	w          http.ResponseWriter
+	controller *http.ResponseController
+	timeout    time.Duration
+	// expires: a write deadline counts while nothing is written too.
+	expires bool
+	armed   time.Time
+	err     error // of the first write that failed
+}
+
+// piece is how much is written under one deadline.
+const piece = 32 << 10
+
+func newSender(w http.ResponseWriter, r *http.Request, l *Limits) *sender {
+	s := &sender{w: w, controller: http.NewResponseController(w), timeout: l.SendTimeout, expires: r.ProtoMajor == 2}
+	if r.ContentLength != 0 && r.Body != http.NoBody {
+		// It counts for what the server itself reads of a body that nobody wanted,
+		// too.
+		_ = s.controller.SetReadDeadline(time.Now().Add(l.ReceiveTimeout))
+	}
+	if !s.expires {
+		// The deadline of the previous request on this connection may be over.
+		_ = s.controller.SetWriteDeadline(time.Now().Add(s.timeout))
+	}
+	return s
+}
+
+// Write implements io.Writer.
+func (s *sender) Write(b []byte) (int, error) {
+	n := 0
+	for s.err == nil && n < len(b) {
+		s.arm()
+		var m int
+		m, s.err = s.w.Write(b[n:min(n+piece, len(b))])
+		n += m
+	}
+	s.disarm()
+	return n, s.err
+}
+
+// received lifts the deadline of the request body: it is there.
+func (s *sender) received() { _ = s.controller.SetReadDeadline(time.Time{}) }
+
+// flush makes what was written leave now.
+func (s *sender) flush() error {
+	if s.err == nil {
+		s.arm()
+		s.err = s.controller.Flush()
+		s.disarm()
+	}
+	return s.err
+}
+
+// finish bounds the time that the server itself takes to send the rest.
+func (s *sender) finish() { s.arm() }
+
+// tooSlow reports whether writing failed because the client did not read.
+func (s *sender) tooSlow() bool { return s.err != nil && time.Since(s.armed) >= s.timeout }
+
+func (s *sender) arm() {
+	s.armed = time.Now()
+	_ = s.controller.SetWriteDeadline(s.armed.Add(s.timeout))
+}
+
+func (s *sender) disarm() {
+	if s.expires {
+		_ = s.controller.SetWriteDeadline(time.Time{})
+	}
+}

@@ -1,0 +1,225 @@
+package httpbridge
+
+import (
+	"bytes"
+	"net/http"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+const methodQuery = "QUERY"
+
+// coapMethod is the CoAP method for an HTTP method (HC-20).
+func coapMethod(method string, query bool) (codes.Code, bool) {
+	switch method {
+	case http.MethodGet, http.MethodHead:
+		return codes.GET, true
+	case http.MethodPost:
+		return codes.POST, true
+	case http.MethodPut:
+		return codes.PUT, true
+	case http.MethodDelete:
+		return codes.DELETE, true
+	case http.MethodPatch:
+		return wire.PATCH, true
+	case methodQuery:
+		return wire.FETCH, query
+	}
+	return 0, false
+}
+
+// statusOf is the table of section 3 of the HC rules. The codes that depend on
+// more than themselves are in translation.of.
+func statusOf(code codes.Code) int {
+	switch code {
+	case codes.Created:
+		return http.StatusCreated
+	case codes.Deleted, codes.Changed, codes.Content:
+		return http.StatusOK
+	case codes.Unauthorized, codes.Forbidden:
+		return http.StatusForbidden
+	case codes.NotFound:
+		return http.StatusNotFound
+	case codes.NotAcceptable:
+		return http.StatusNotAcceptable
+	case wire.Conflict:
+		return http.StatusConflict
+	case codes.PreconditionFailed:
+		return http.StatusPreconditionFailed
+	case codes.RequestEntityTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case codes.UnsupportedMediaType:
+		return http.StatusUnsupportedMediaType
+	case wire.UnprocessableEntity:
+		return http.StatusUnprocessableEntity
+	case codes.TooManyRequests:
+		return http.StatusTooManyRequests
+	case codes.RequestEntityIncomplete: // used up between proxy and server
+		return http.StatusBadGateway
+	case codes.NotImplemented:
+		return http.StatusNotImplemented
+	case codes.BadGateway, codes.ProxyingNotSupported:
+		return http.StatusBadGateway
+	case codes.ServiceUnavailable:
+		return http.StatusServiceUnavailable
+	case codes.GatewayTimeout:
+		return http.StatusGatewayTimeout
+	case wire.HopLimitReached:
+		return http.StatusLoopDetected
+	}
+	switch code >> 5 { // HC-30
+	case 4:
+		return http.StatusBadRequest
+	case 5:
+		return http.StatusInternalServerError
+	}
+	return http.StatusBadGateway
+}
+
+// answer is a response in HTTP terms.
+type answer struct {
+	status int
+	fields http.Header
+	body   []byte
+}
+
+// translation is what a request has to do with the form of its responses.
+type translation struct {
+	front *Front
+	place *place
+	// listed are the entity tags of If-None-Match.
+	listed [][]byte
+	// critical: the request carries options that came straight from a header
+	// field and that a server may have to refuse.
+	critical bool
+	// private: the response is for this client alone (HC-51).
+	private bool
+	reading bool // GET, HEAD, QUERY
+}
+
+// of translates the response of a server. group marks one of many. ok is false
+// for a 2.03 in a group without a stored response (HC-80).
+func (t *translation) of(p *exchange.Response, group bool) (a answer, ok bool) {
+	a = answer{fields: make(http.Header, 8), body: p.Payload}
+	isError := p.Code>>5 >= 4
+	tag, tagged := wire.First(p.Options, wire.ETag)
+	if tagged && len(tag) >= 1 && len(tag) <= 8 {
+		a.fields["Etag"] = []string{formatETag(tag)}
+	} else {
+		tagged = false
+	}
+	unchanged := slices.ContainsFunc(t.listed, func(l []byte) bool { return tagged && bytes.Equal(l, tag) })
+	switch {
+	case p.Code == codes.Valid:
+		if group || len(t.listed) == 0 {
+			a.status = http.StatusBadGateway // nobody asked: HC-22
+			a.body = []byte("the server confirmed a response that the proxy does not have")
+			a.fields = http.Header{"Cache-Control": {"no-store"}, "Content-Type": {plainText}}
+			return a, !group
+		}
+		a.status = http.StatusNotModified // HC-55
+	case p.Code == codes.Content && t.reading && unchanged && !group:
+		a.status = http.StatusNotModified
+	case p.Code == codes.BadOption:
+		a.status = http.StatusInternalServerError
+		if t.critical {
+			a.status = http.StatusBadRequest
+		}
+	case p.Code == codes.MethodNotAllowed:
+		a.status = http.StatusBadRequest
+		if !wire.Has(p.Options, wire.ContentFormat) && utf8.Valid(p.Payload) {
+			a.body = []byte("CoAP server returned 4.05")
+			if len(p.Payload) > 0 {
+				a.body = append(append(a.body, ": "...), p.Payload...)
+			}
+		}
+	default:
+		a.status = statusOf(p.Code)
+	}
+	if (p.Code == codes.Deleted || p.Code == codes.Changed) && len(p.Payload) == 0 {
+		a.status = http.StatusNoContent
+	}
+	t.freshness(a.fields, p)
+	if p.Code == codes.Created {
+		if location, ok := t.location(p); ok {
+			a.fields["Location"] = []string{location}
+		}
+	}
+	switch p.Code {
+	case codes.ServiceUnavailable, codes.TooManyRequests:
+		a.fields["Retry-After"] = []string{strconv.FormatUint(uint64(maxAge(p.Options)), 10)}
+	}
+	if a.status == http.StatusNotModified || a.status == http.StatusNoContent {
+		a.body = nil
+		return a, true
+	}
+	mediaType, coding := contentType(p.Options, isError, utf8.Valid(a.body)) // HC-31, HC-43
+	a.fields["Content-Type"] = []string{mediaType}
+	if coding != "" {
+		a.fields["Content-Encoding"] = []string{coding}
+	}
+	return a, true
+}
+
+// freshness writes Cache-Control (HC-50, HC-51).
+func (t *translation) freshness(h http.Header, p *exchange.Response) {
+	var value string
+	switch p.Code {
+	case codes.Created, codes.Deleted, codes.Changed:
+		value = "no-store"
+	default:
+		if age := maxAge(p.Options); age == 0 {
+			value = "no-cache"
+		} else {
+			value = "max-age=" + strconv.FormatUint(uint64(age), 10)
+		}
+		if t.private {
+			value = "private, " + value
+		}
+	}
+	h["Cache-Control"] = []string{value}
+}
+
+// maxAge is the remaining freshness in seconds, 60 without the option (HC-50).
+func maxAge(options message.Options) uint32 {
+	value, ok := wire.First(options, wire.MaxAge)
+	if !ok {
+		return 60
+	}
+	seconds, _ := wire.Uint(value)
+	return seconds
+}
+
+// location is the hosting URI of what a request created.
+func (t *translation) location(p *exchange.Response) (string, bool) {
+	u := t.place.uri
+	if p.From.IsValid() && p.GroupPort != 0 {
+		u.Host, u.Addr, u.Port = "", p.From.Addr().Unmap(), p.From.Port()
+	}
+	u.Path, u.Query = nil, nil
+	for segment := range wire.All(p.Options, wire.LocationPath) {
+		u.Path = append(u.Path, string(segment))
+	}
+	for item := range wire.All(p.Options, wire.LocationQuery) {
+		u.Query = append(u.Query, string(item))
+	}
+	if len(u.Path) == 0 && len(u.Query) == 0 {
+		return "", false
+	}
+	return t.front.mapping.hosting(t.place, u), true
+}
+
+// source is the URI of a group response's server, with the path that was asked
+// for (Content-Location).
+func (t *translation) source(p *exchange.Response) wire.URI {
+	u := t.place.uri
+	u.Host, u.Addr, u.Port = "", t.front.zoned(p.From).Addr(), p.From.Port()
+	return u
+}
