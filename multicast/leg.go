@@ -241,6 +241,9 @@ func (l *Leg) begin(t *transaction, r *exchange.Request) {
 		return
 	}
 	err := l.send(t, r)
+	if ce := l.config.Log.Check(zap.DebugLevel, "multicast"); ce != nil {
+		ce.Write(zap.Uint64("exchange", r.ID), zap.String("group", t.group.Name), zap.Int("datagrams", len(t.sendings)), zap.Error(err))
+	}
 	if err == nil {
 		t.sent = true
 		expected := l.now().Add(t.group.Leisure + roundTrip)

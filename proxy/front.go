@@ -230,7 +230,7 @@ func (x *request) send(p *exchange.Response) {
 	}
 	x.in.Respond(&wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}, separate, nil)
 	if ce := x.front.Log.Check(zap.DebugLevel, "response"); ce != nil {
-		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
+		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("target", &x.target), serverField(p))
 	}
 }
 
@@ -249,6 +249,14 @@ func (f *Front) fail(id uint64, peer netip.AddrPort, client *exchange.Identity, 
 		asProblemDetails(p, failure)
 	}
 	return p
+}
+
+// serverField names the server of a response in the log, if it has one.
+func serverField(p *exchange.Response) zap.Field {
+	if !p.From.IsValid() {
+		return zap.Skip()
+	}
+	return zap.Stringer("server", p.From)
 }
 
 // nameOf is the name of a client's entry, empty for nobody.

@@ -192,7 +192,7 @@ func (x *groupRequest) End(err error) {
 		x.in.Finish() // GP-34, GP-38, GP-42
 	}
 	if ce := f.Log.Check(zap.DebugLevel, "group exchange ended"); ce != nil {
-		ce.Write(zap.Uint64("exchange", x.id), zap.Int("relayed", x.relayed), zap.NamedError("why", err))
+		ce.Write(zap.Uint64("exchange", x.id), zap.Stringer("target", &x.target), zap.Int("relayed", x.relayed), zap.NamedError("why", err))
 	}
 	if x.counted {
 		f.Stats.Running.Add(-1)
