@@ -5,8 +5,8 @@ GOTOOL    = $(GO) tool -modfile=tools/go.mod
 FUZZTIME ?= 30s
 # Flags for `make bench`, for example BENCHFLAGS="-only non -rounds 3"; `-h` lists them.
 BENCHFLAGS ?=
-# How many packages' tests run beside each other; the black-box tests want the cores for themselves.
-TESTFLAGS ?= -p 2 -timeout 15m
+# One package at a time: the black-box tests want the cores for themselves.
+TESTFLAGS ?= -p 1 -timeout 15m
 
 .DEFAULT_GOAL := help
 
