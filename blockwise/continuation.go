@@ -181,7 +181,9 @@ func (s *continued) End(err error) {
 			err = nil // it is the sink that wanted no more
 		}
 		s.layer.Engine.Unschedule(&s.deadline)
-		s.abandon(err == nil && time.Now().Before(s.until)) // the leg knew of no more servers before T'
+		// A leg may know before T' that no more will come; after it nothing is
+		// sent any more (GP-33).
+		s.abandon(err == nil && time.Now().Before(s.until))
 		s.sink.End(err)
 	})
 }

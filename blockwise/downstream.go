@@ -22,8 +22,8 @@ type DownstreamStats struct {
 // Downstream is the layer below the front: it puts request bodies together from
 // the client's blocks, and cuts response bodies that are too long for one
 // message to this client, so that all layers below see whole bodies (FP-72,
-// FP-73). Group requests pass untouched; their bodies are GC-52 to GC-55. It is
-// safe for concurrent use.
+// FP-73). Group requests pass untouched; their bodies are the business of other
+// layers (GC-52, GC-54). It is safe for concurrent use.
 type Downstream struct {
 	next   exchange.Handler
 	stats  *DownstreamStats
@@ -58,32 +58,40 @@ func (d *Downstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Can
 		}
 	}
 	s.transfer = d.bodies.transferOf(r)
-	switch {
-	case s.has1:
+	if s.has1 {
 		// Who asks for the further blocks of the response does not repeat the
 		// payload (RFC 7959 §2.7): the transfer stays without one.
 		if !d.upload(r, w, s.block1, s.transfer) {
 			return exchange.Ended{}
 		}
-	default:
+	} else {
 		s.transfer.payload = d.bodies.payloadHash(r.Payload)
-		if s.wish.Num == 0 {
-			break
-		}
-		if p, t := d.bodies.take(s.transfer, r.Arrival); p != nil {
-			s.transfer, s.stored = t, true
-			s.Respond(p)
-			s.End(nil)
+		if s.wish.Num > 0 && d.further(r, s) {
 			return exchange.Ended{}
-		}
-		if !isSafe(r.Method) || r.Method == wire.FETCH && len(r.Payload) == 0 {
-			return exchange.Fail(w, exchange.Failf(exchange.Incomplete, "the body of this response is gone"))
 		}
 	}
 	if s.has1 || s.wishes {
 		r.Options = withoutOptions(r.Options, wire.Block1, wire.Block2, wire.Size1, wire.RequestTag)
 	}
 	return d.next.Exchange(r, s)
+}
+
+// further answers the request for a further block of a response. It reports
+// false when the server has to be asked: the response is not stored any more,
+// and the request is one that can be made again.
+func (d *Downstream) further(r *exchange.Request, s *cut) bool {
+	p, t := d.bodies.take(s.transfer, r.Arrival)
+	switch {
+	case p != nil:
+		s.transfer, s.stored = t, true
+		s.Respond(p)
+		s.End(nil)
+		return true
+	case !isSafe(r.Method) || r.Method == wire.FETCH && len(r.Payload) == 0:
+		s.End(exchange.Failf(exchange.Incomplete, "the body of this response is gone"))
+		return true
+	}
+	return false
 }
 
 // requestBlock reads a block option of a request. A size exponent of 7 is a bad

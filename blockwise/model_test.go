@@ -18,7 +18,7 @@ type modelServer struct {
 	t    tester
 	szx1 uint8 // wants request blocks of at most this size
 	szx2 uint8 // sends response blocks of at most this size
-	// wants4_13: refuses a first block larger than szx1 instead of taking it.
+	// wants413: refuses a first block larger than szx1 instead of taking it.
 	wants413 bool
 	// stateless: acts on every block by itself (RFC 7959 §2.3).
 	stateless bool

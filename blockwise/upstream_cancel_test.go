@@ -136,6 +136,26 @@ func TestUpstreamCancelPlain(t *testing.T) {
 	require.Zero(t, leg.last().canceled.Load())
 }
 
+// A leg that ends regularly in spite of the Cancel does not bring on the next
+// request.
+func TestUpstreamCancelUnheard(t *testing.T) {
+	var sink exchange.Sink
+	asked := 0
+	u := NewUpstream(exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
+		sink = w
+		asked++
+		return exchange.Ended{}
+	}), testLimit)
+	w := &checkingSink{t: t}
+	c := ask(u, request(codes.GET, nil), w)
+	sink.Respond(content(bodyOf(64), blockOption(wire.Block2, 0, true, 2)))
+	c.Cancel()
+	sink.End(nil)
+	requireCanceled(t, w)
+	require.Equal(t, 1, asked)
+	require.Zero(t, u.bytes.Load())
+}
+
 // Cancel may be called from inside Respond, and the sink may say Stop.
 func TestUpstreamCancelFromRespond(t *testing.T) {
 	for _, size := range []int{10, 1000} {
