@@ -181,6 +181,11 @@ type Response struct {
 	// From is the server that answered; invalid for a response that the proxy
 	// made itself (GP-39). A link-local address carries its zone.
 	From netip.AddrPort
+	// ReplyFrom is the value of Reply-From under which the client is to know the
+	// server, where it is not the address From: what a reverse-proxy announces
+	// (GP-53, GP-54), or what a next hop said that is no address (GP-101). Nil:
+	// made of From. Borrowed like everything here.
+	ReplyFrom []byte
 	// GroupPort is the port of the group URI that led to this response, 0 for
 	// a unicast request (GP-121).
 	GroupPort uint16
@@ -191,6 +196,7 @@ func (p *Response) Clone() *Response {
 	c := *p
 	c.Options = CloneOptions(p.Options)
 	c.Payload = bytes.Clone(p.Payload)
+	c.ReplyFrom = bytes.Clone(p.ReplyFrom)
 	return &c
 }
 

@@ -90,11 +90,14 @@ func byteList(values ...[]byte) string {
 // replyFrom is the value of Reply-From for a response, "" if nobody is known to
 // have sent it (HC-72).
 func (f *Front) replyFrom(p *exchange.Response) string {
-	if p.From.IsValid() {
+	value := p.ReplyFrom
+	switch option, ok := wire.First(p.Options, f.Numbers.ReplyFrom); {
+	case value != nil:
+	case p.From.IsValid():
 		return byteList(wire.AppendReplyFrom(nil, wire.SchemeCoAP, f.zoned(p.From)))
-	}
-	value, ok := wire.First(p.Options, f.Numbers.ReplyFrom)
-	if !ok {
+	case ok:
+		value = option
+	default:
 		return ""
 	}
 	if _, err := wire.ParseReplyFrom(value); err != nil {

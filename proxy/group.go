@@ -271,6 +271,9 @@ func (s *relayScratch) relayOptions(x *groupRequest, p *exchange.Response) messa
 			s.options = append(s.options, o)
 		}
 	}
+	if p.ReplyFrom != nil {
+		return s.announce(p.ReplyFrom, numbers, draft, legacy)
+	}
 	if !p.From.IsValid() {
 		return s.options
 	}
@@ -289,6 +292,22 @@ func (s *relayScratch) relayOptions(x *groupRequest, p *exchange.Response) messa
 		start := len(s.values)
 		s.values = wire.AppendReplyFrom(s.values, schemeCoAP, server)
 		s.options = insertOption(s.options, numbers.ReplyFrom, s.values[start:])
+	}
+	return s.options
+}
+
+// announce adds the address of a server that is announced as another one than it
+// is. The older generation knows addresses only: for a server behind a second
+// item, or one with a name, such a client gets none (GP-128).
+func (s *relayScratch) announce(value []byte, numbers *wire.Numbers, draft, legacy bool) message.Options {
+	if v, err := wire.ParseReplyFrom(value); legacy && err == nil && v.Ref == nil && v.Server.Addr.IsValid() {
+		if transport, ok := wire.SchemeTransport(v.Server.Scheme); ok {
+			s.values = wire.AppendResponseForwarding(s.values[:0], transport, netip.AddrPortFrom(v.Server.Addr, v.Server.Port))
+			s.options = insertOption(s.options, numbers.ResponseForwarding, s.values)
+		}
+	}
+	if draft {
+		s.options = insertOption(s.options, numbers.ReplyFrom, value)
 	}
 	return s.options
 }

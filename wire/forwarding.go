@@ -53,6 +53,17 @@ func transportScheme(tp uint8) string {
 	return ""
 }
 
+// SchemeTransport returns the transport of a URI scheme (GP-120); false for one
+// that the legacy dialect cannot name.
+func SchemeTransport(scheme string) (tp uint8, ok bool) {
+	for tp = TransportUDP; tp <= TransportWSS; tp++ {
+		if transportScheme(tp) == scheme {
+			return tp, true
+		}
+	}
+	return 0, false
+}
+
 // AppendResponseForwarding appends the value of a Response-Forwarding option of
 // the legacy dialect (GP-120). The port is written unless it is the default of
 // the transport, never as null or negative (GP-124); a zone cannot be expressed.
