@@ -149,7 +149,7 @@ func TestUnknownGroup(t *testing.T) {
 		r := get(nodes4, 10)
 		r.Target.GroupName = "unknown"
 		w, _ := s.ask(r)
-		w.failure(exchange.Internal)
+		w.failure(exchange.Denied)
 		require.Error(t, s.leg.Prepare("unknown", netip.MustParseAddr("224.0.1.187")))
 	})
 }

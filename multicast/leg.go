@@ -115,7 +115,7 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	g := l.groups[r.Target.GroupName]
 	if g == nil {
 		l.mu.Unlock()
-		return exchange.Fail(w, exchange.Failf(exchange.Internal, "unknown group"))
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "the group is not configured any more"))
 	}
 	if f := l.limited(g, r); f != nil {
 		l.mu.Unlock()

@@ -207,11 +207,11 @@ func TestLossyClient(t *testing.T) {
 func TestUnencodableResponse(t *testing.T) {
 	inGateway(t, paced(1, 1), func(g *gateway) {
 		c := g.peer(userAddr)
-		g.front.Next = exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
+		g.front.Serve(exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
 			w.Respond(&exchange.Response{Code: codes.Content, GroupPort: 5683, Options: message.Options{{ID: 9}, {ID: 1}}})
 			w.End(nil)
 			return exchange.Ended{}
-		})
+		}), g.front.Clients)
 		c.ask(groupGet(con, "t", 60))
 		c.expect("ACK")
 		require.EqualValues(t, 1, g.stats.DeliveryDropped.Load())

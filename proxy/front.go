@@ -22,6 +22,8 @@ type Authenticator interface {
 
 // FrontConfig says what a Front is made of.
 type FrontConfig struct {
+	// Next gets the requests, and Clients knows who makes them, until Serve names
+	// others.
 	Next    exchange.Handler
 	Clients Authenticator
 	Numbers *wire.Numbers
@@ -43,10 +45,11 @@ type FrontConfig struct {
 // connections (FP-89).
 type Front struct {
 	FrontConfig
-	zones  zoneText
-	active atomic.Int64
-	idle   chan struct{} // see Drain
-	closed atomic.Bool   // Drain was called
+	service atomic.Pointer[service]
+	zones   zoneText
+	active  atomic.Int64
+	idle    chan struct{} // see Drain
+	closed  atomic.Bool   // Drain was called
 
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
@@ -55,10 +58,25 @@ type Front struct {
 	deliveries map[endpoint.Origin]*delivery
 }
 
+// service is who the clients are and where their requests go: read once per
+// request, since an identity means something only to the layers that made it.
+type service struct {
+	next    exchange.Handler
+	clients Authenticator
+}
+
 // NewFront returns a Front.
 func NewFront(c FrontConfig) *Front {
-	return &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
+	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
 		ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery)}
+	f.Serve(c.Next, c.Clients)
+	return f
+}
+
+// Serve makes further requests go to next, made by those whom clients knows.
+// Exchanges that have begun go on as they are. Safe for concurrent use.
+func (f *Front) Serve(next exchange.Handler, clients Authenticator) {
+	f.service.Store(&service{next, clients})
 }
 
 var _ endpoint.RequestHandler = (*Front)(nil)
@@ -70,7 +88,8 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		silence(rx, m)
 		return
 	}
-	client := f.Clients.Identify(rx.Peer.Addr, rx.Security())
+	serving := f.service.Load()
+	client := serving.clients.Identify(rx.Peer.Addr, rx.Security())
 	hop, failure := f.readHop(m.Options, client)
 	if hop.timeout.Present && hop.local || f.Stats.Running.Load() > 0 {
 		if f.stopEarly(rx, m, &hop) {
@@ -98,7 +117,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: 10 * time.Second}
 	}
 	if hop.timeout.Present && hop.proxy {
-		f.beginGroup(rx, m, r, &hop, failure)
+		f.beginGroup(rx, m, r, &hop, serving.next, failure)
 		return
 	}
 	x := &request{front: f, id: r.ID, client: client, noResponse: hop.noResponse, problem: hop.problem}
@@ -107,7 +126,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		x.End(failure)
 		return
 	}
-	x.in.CancelWhenGone(f.Next.Exchange(r, x))
+	x.in.CancelWhenGone(serving.next.Exchange(r, x))
 	x.in.AckLater()
 }
 

@@ -96,7 +96,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 }
 
 // beginGroup starts an exchange that may have many responses.
-func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.Request, h *hop, failure *exchange.Failure) {
+func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.Request, h *hop, next exchange.Handler, failure *exchange.Failure) {
 	f.Stats.GroupRequests.Add(1)
 	x := &groupRequest{front: f, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem,
 		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable, until: r.Arrival.Add(r.Timeout.Duration())}
@@ -114,7 +114,7 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 	}
 	x.counted = true
 	f.Stats.Running.Add(1)
-	cancel := f.Next.Exchange(r, x)
+	cancel := next.Exchange(r, x)
 	f.mu.Lock()
 	ended := x.ended
 	if !ended {

@@ -57,6 +57,9 @@ func NewNames(ctx context.Context, own map[string][]netip.Addr, resolver Resolve
 // Wait waits for the lookups under way, after the context has ended.
 func (n *Names) Wait() { n.wg.Wait() }
 
+// Pending is the number of lookups under way.
+func (n *Names) Pending() int { return len(n.slots) }
+
 type resumption func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler
 
 // lookup calls then with the addresses of host, at least one; at once if they

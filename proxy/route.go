@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"slices"
+	"sync/atomic"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -27,7 +28,13 @@ type Route struct {
 	GroupBody func(*exchange.Request) int
 	HoldBack  *HoldBack
 	Log       *zap.Logger
+
+	running atomic.Int64
 }
+
+// Running is the number of exchanges that have been handed to a leg and not
+// ended.
+func (t *Route) Running() int { return int(t.running.Load()) }
 
 // Exchange implements exchange.Handler.
 func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
@@ -46,6 +53,7 @@ func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 		return exchange.Fail(w, f)
 	}
 	s := &checked{sink: w, route: t, id: r.ID}
+	t.running.Add(1)
 	if !r.Target.Group {
 		s.held = t.HoldBack.key(r)
 		r.Options = options
@@ -171,6 +179,7 @@ func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 
 // End implements exchange.Sink.
 func (c *checked) End(err error) {
+	c.route.running.Add(-1)
 	if c.end != nil {
 		err = c.end
 	}

@@ -117,11 +117,11 @@ func TestNoResponsesWanted(t *testing.T) {
 // GP-37: with T' = 0 nothing is relayed, wherever it may come from.
 func TestNoResponsesFromElsewhere(t *testing.T) {
 	inGateway(t, nil, func(g *gateway) {
-		g.front.Next = exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
+		g.front.Serve(exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
 			w.Respond(&exchange.Response{Code: codes.Content, From: addrPort(member1), GroupPort: 5683})
 			w.End(nil)
 			return exchange.Ended{}
-		})
+		}), g.front.Clients)
 		c := g.peer(userAddr)
 		c.ask(groupGet(con, "t", 0))
 		c.expect("ACK")

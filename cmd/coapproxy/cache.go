@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -11,22 +12,16 @@ import (
 	"coapproxy/config"
 	"coapproxy/exchange"
 	"coapproxy/membership"
-	"coapproxy/wire"
 )
 
-// cacheOf puts the cache in front of next, and behind it who listens to the
-// members of groups.
-func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, engine *exchange.Engine, numbers *wire.Numbers, log *zap.Logger) (exchange.Handler, error) {
+// cacheOf puts the cache in front of next.
+func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap.Logger) (exchange.Handler, error) {
 	p.save = func() {}
 	if !c.Cache.Enabled {
 		return next, nil
 	}
-	members, learned := membersOf(c)
-	if len(learned) > 0 {
-		next = &membership.Listener{Next: next, Groups: learned}
-	}
 	settings := cache.Defaults()
-	settings.Next, settings.Engine, settings.Numbers, settings.Members = next, engine, numbers, members
+	settings.Next, settings.Engine, settings.Numbers, settings.Members = next, p.engine, p.numbers, currentMembers{&p.members}
 	settings.HopLimit = uint8(c.Proxy.HopLimit)
 	settings.MaxEntries, settings.MaxBytes = c.Cache.MaxEntries, int(c.Cache.MaxBytes)
 	settings.MaxBody, settings.MaxVariants = int(c.Cache.MaxBody), c.Cache.MaxVariants
@@ -50,6 +45,16 @@ func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, engine *
 		}
 	}
 	return k, nil
+}
+
+// currentMembers is the Membership of the generation that serves.
+type currentMembers struct {
+	groups *atomic.Pointer[membership.Groups]
+}
+
+// Members implements cache.Membership.
+func (m currentMembers) Members(group string, addr netip.AddrPort) (servers []netip.AddrPort, version uint64, complete bool) {
+	return m.groups.Load().Members(group, addr)
 }
 
 // load takes over what the last run kept. A file that cannot be used never

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
 	"syscall"
 
 	"go.uber.org/zap"
@@ -30,10 +29,7 @@ func logCounters(r *metrics.Registry, log *zap.Logger) {
 // countersOnSignal logs the counters at each SIGUSR1 until ctx ends. SIGHUP,
 // with which many programs are told to read their configuration again, does not
 // end the proxy.
-func countersOnSignal(ctx context.Context, r *metrics.Registry, log *zap.Logger) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
-	defer signal.Stop(signals)
+func countersOnSignal(ctx context.Context, signals <-chan os.Signal, r *metrics.Registry, log *zap.Logger) {
 	for {
 		select {
 		case <-ctx.Done():

@@ -6,24 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"sync"
 
 	"go.uber.org/zap"
 
 	"coapproxy/config"
 	"coapproxy/endpoint"
-	"coapproxy/exchange"
 )
-
-// listening is what the listeners of a proxy share.
-type listening struct {
-	engine   *exchange.Engine
-	own      *ownAddresses
-	dedup    endpoint.DedupLimits
-	messages *endpoint.Stats
-	sessions *endpoint.DTLSStats
-	wg       *sync.WaitGroup
-}
 
 // opened is a listener that is open and does not serve yet.
 type opened struct {
@@ -34,24 +22,17 @@ type opened struct {
 }
 
 // listen opens all listeners and serves them, or none.
-func (p *runningProxy) listen(ctx context.Context, c *config.Config, with listening, log *zap.Logger) error {
-	var keys map[string][]byte
-	if c.Credentials.PSK != "" {
-		var err error
-		if keys, err = config.LoadPSK(c.Credentials.PSK); err != nil {
-			return err
-		}
-	}
-	streams := p.streams(c, with.engine, log.Named("connection"))
+func (p *runningProxy) listen(c *config.Config, log *zap.Logger) error {
+	streams := p.streams(c, log.Named("connection"))
 	var all []opened
 	for _, l := range c.Listen {
 		var o opened
 		var err error
 		switch l.Scheme {
 		case "coap", "coaps":
-			o, err = p.datagrams(ctx, c, l, with, keys, log)
+			o, err = p.datagrams(c, l, log)
 		default:
-			o, err = connections(ctx, l, streams, log)
+			o, err = connections(p.ctx, l, streams, log)
 		}
 		if err != nil && optionalListener(l, err) {
 			log.Warn("not listening", zap.Stringer("listener", l), zap.Error(err))
@@ -69,51 +50,55 @@ func (p *runningProxy) listen(ctx context.Context, c *config.Config, with listen
 		return errors.New("no listener works")
 	}
 	for _, o := range all {
-		with.own.add(o.addr)
+		p.own.add(o.addr)
 	}
 	for _, o := range all {
 		o.ready()
-		with.wg.Go(o.serve)
+		p.wg.Go(o.serve)
 		p.listeners = append(p.listeners, o.addr)
 	}
 	return nil
 }
 
 // datagrams opens a listener over UDP, or over DTLS for the clients that have
-// one of the keys.
-func (p *runningProxy) datagrams(ctx context.Context, c *config.Config, l config.Listener, with listening, keys map[string][]byte, log *zap.Logger) (opened, error) {
-	conn, err := endpoint.ListenUDP(ctx, l.Addr, endpoint.UDPOptions{ReceiveBuffer: int(c.Limits.ReceiveBuffer),
+// a key.
+func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.Logger) (opened, error) {
+	conn, err := endpoint.ListenUDP(p.ctx, l.Addr, endpoint.UDPOptions{ReceiveBuffer: int(c.Limits.ReceiveBuffer),
 		SendBuffer: int(c.Limits.ReceiveBuffer), PacketInfo: true})
 	if err != nil {
 		return opened{}, err
 	}
 	var packets endpoint.PacketConn = conn
 	if l.Scheme == "coaps" {
-		if packets, err = endpoint.NewDTLSServer(endpoint.DTLSConfig{Conn: conn, Engine: with.engine, Limits: endpoint.DefaultDTLSLimits(),
-			Credentials: endpoint.DTLSCredentials{Key: func(identity string) ([]byte, bool) { k, ok := keys[identity]; return k, ok }},
-			Stats:       with.sessions, Log: log.Named("dtls")}); err != nil {
+		if packets, err = endpoint.NewDTLSServer(endpoint.DTLSConfig{Conn: conn, Engine: p.engine, Limits: endpoint.DefaultDTLSLimits(),
+			Credentials: endpoint.DTLSCredentials{Key: p.key},
+			Stats:       &p.stats.sessions, Log: log.Named("dtls")}); err != nil {
 			return opened{}, errors.Join(err, conn.Close())
 		}
 	}
-	e := endpoint.New(endpoint.Config{Conn: packets, Engine: with.engine, Requests: p.front, Params: endpoint.DefaultParams(),
-		Dedup: with.dedup, MaxToken: c.Limits.MaxToken, Stats: with.messages, Log: log.Named("coap")})
+	e := endpoint.New(endpoint.Config{Conn: packets, Engine: p.engine, Requests: p.front, Params: endpoint.DefaultParams(),
+		Dedup: dedupOf(c), MaxToken: c.Limits.MaxToken, Stats: &p.stats.messages, Log: log.Named("coap")})
 	return opened{addr: conn.LocalAddr(), close: packets.Close, ready: func() {
 		log.Info("listening", zap.String("uri", l.Scheme+"://"+conn.LocalAddr().String()), zap.Int("receive_buffer", conn.ReceiveBuffer()))
 		if got := conn.ReceiveBuffer(); got < int(c.Limits.ReceiveBuffer) {
 			log.Warn("the kernel gave a smaller receive buffer than wanted; raise net.core.rmem_max",
 				zap.Int("wanted", int(c.Limits.ReceiveBuffer)), zap.Int("got", got))
 		}
-	}, serve: func() { _ = e.Serve(ctx) }}, nil
+	}, serve: func() { _ = e.Serve(p.ctx) }}, nil
+}
+
+// key returns the pre-shared key of a client, as of now.
+func (p *runningProxy) key(identity string) ([]byte, bool) {
+	k, ok := p.secrets.Load().psk[identity]
+	return k, ok
 }
 
 // streams is the server of all connections over TCP and WebSocket.
-func (p *runningProxy) streams(c *config.Config, engine *exchange.Engine, log *zap.Logger) *endpoint.StreamServer {
-	stats := &endpoint.StreamStats{}
-	p.metrics.Register("coap", stats, nil)
+func (p *runningProxy) streams(c *config.Config, log *zap.Logger) *endpoint.StreamServer {
 	limits := endpoint.DefaultStreamLimits()
 	limits.Message = streamMessage
-	return endpoint.NewStreamServer(endpoint.StreamConfig{Engine: engine, Requests: p.front, MaxToken: c.Limits.MaxToken,
-		Limits: limits, Stats: stats, Log: log}, endpoint.DefaultServerLimits())
+	return endpoint.NewStreamServer(endpoint.StreamConfig{Engine: p.engine, Requests: p.front, MaxToken: c.Limits.MaxToken,
+		Limits: limits, Stats: &p.stats.streams, Log: log}, endpoint.DefaultServerLimits())
 }
 
 // streamMessage is the Max-Message-Size of connections: the base value of

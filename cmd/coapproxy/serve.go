@@ -8,7 +8,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -54,6 +56,9 @@ func serve(ctx context.Context, c *config.Config, log *zap.Logger) int {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP) // before "ready": from then on they may come
+	defer signal.Stop(signals)
 	began := time.Now()
 	p, err := startProxy(ctx, c, log)
 	if err != nil {
@@ -61,7 +66,7 @@ func serve(ctx context.Context, c *config.Config, log *zap.Logger) int {
 		return exitFailed
 	}
 	log.Info("ready", zap.Duration("after", time.Since(began).Round(time.Millisecond)), zap.String("version", version()))
-	countersOnSignal(ctx, p.metrics, log)
+	countersOnSignal(ctx, signals, p.metrics, log)
 	log.Info("stopping", zap.Duration("grace", c.Limits.Grace))
 	left := p.stop(c.Limits.Grace)
 	logCounters(p.metrics, log)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -143,4 +145,44 @@ func methodsOf(names []config.Method) []codes.Code {
 		}
 	}
 	return out
+}
+
+func identifierOf(c *config.Config) string {
+	if c.Proxy.Identifier != "" {
+		return c.Proxy.Identifier
+	}
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		return "coapproxy"
+	}
+	return strings.ReplaceAll(name, " ", "-")
+}
+
+func ownNames(c *config.Config) map[string]bool {
+	names := make(map[string]bool)
+	for _, n := range c.Proxy.OwnNames {
+		names[strings.ToLower(n)] = true
+	}
+	return names
+}
+
+// zoneOf returns the interface of a link-local server (GP-57).
+func zoneOf(c *config.Config, heard *access.Heard) func(netip.Addr) string {
+	return func(server netip.Addr) string {
+		if zone := heard.Zone(server); zone != "" {
+			return zone
+		}
+		return c.Proxy.DefaultInterface
+	}
+}
+
+func dedupOf(c *config.Config) endpoint.DedupLimits {
+	dedup := endpoint.DefaultDedupLimits()
+	dedup.Idempotent, dedup.NonIdempotent = c.Limits.DedupEntries, c.Limits.DedupNonIdempotent
+	return dedup
+}
+
+func numbersOf(n config.OptionNumbers) *wire.Numbers {
+	return &wire.Numbers{MulticastTimeout: optionID(n.MulticastTimeout), LegacyTimeout: optionID(n.LegacyTimeout),
+		ReplyFrom: optionID(n.ReplyFrom), GroupETag: optionID(n.GroupETag), ResponseForwarding: optionID(n.ResponseForwarding)}
 }

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"go.uber.org/zap"
+
+	"coapproxy/access"
+	"coapproxy/blockwise"
+	"coapproxy/config"
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/membership"
+	"coapproxy/multicast"
+	"coapproxy/proxy"
+)
+
+// generation is what one configuration makes of the proxy: who may do what,
+// which groups and servers there are, and the legs to them. A running proxy has
+// one that serves; those before it only finish what they have begun.
+type generation struct {
+	// entry is where the front hands requests in, for the clients that policy
+	// knows; it leads to the process's cache. exit is where the cache hands them
+	// on; it leads to the legs.
+	entry, exit exchange.Handler
+	policy      *access.Policy
+	members     membership.Groups
+	secrets     secrets
+
+	route  *proxy.Route
+	names  *proxy.Names
+	cancel context.CancelFunc
+	legs   []leg
+}
+
+// leg is a Handler with goroutines and sockets of its own, which end when its
+// context has. Wait waits for that; what still runs then ends with an error.
+type leg interface {
+	exchange.Handler
+	Wait()
+}
+
+// generationOf makes a generation, whose sockets are open and whom nobody asks
+// yet. It lasts until close.
+func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *generation, err error) {
+	ctx, cancel := context.WithCancel(p.ctx)
+	g := &generation{cancel: cancel}
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	if g.secrets, err = secretsOf(c); err != nil {
+		return nil, err
+	}
+	dedup := dedupOf(c)
+	groupLeg, err := multicast.New(ctx, multicast.Config{Engine: p.engine, Open: openGroup(c), Groups: groupsOf(c), Dedup: dedup,
+		ReuseList: c.Limits.ReuseList, Stats: &p.stats.groups, EndpointStats: &p.stats.messages, Log: log.Named("group")})
+	if err != nil {
+		return nil, err
+	}
+	g.legs = append(g.legs, groupLeg)
+	unicastLeg, err := endpoint.NewClient(ctx, endpoint.ClientConfig{Engine: p.engine, Params: endpoint.DefaultParams(), Dedup: dedup,
+		Stats: &p.stats.messages, Log: log.Named("upstream"), Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep,
+		NStart: nstartOf(c), Queue: c.Limits.UpstreamQueue, TimeoutCON: c.Limits.ResponseTimeoutCon,
+		TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers})
+	if err != nil {
+		return nil, err
+	}
+	g.legs = append(g.legs, unicastLeg)
+	if g.names, err = proxy.NewNames(ctx, c.Names, net.DefaultResolver, p.engine); err != nil {
+		return nil, err
+	}
+	members, learned := membersOf(c)
+	g.members = members
+
+	// The way of a request, from its end to its beginning; p.stored is between the
+	// two halves.
+	g.route = &proxy.Route{
+		Group:   &blockwise.Continuation{Group: groupLeg, Unicast: unicastLeg, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")},
+		Unicast: blockwise.NewUpstream(unicastLeg, maxBody), Numbers: p.numbers, HopLimit: uint8(c.Proxy.HopLimit),
+		Identifier: identifierOf(c), GroupBody: groupBody(c), HoldBack: p.holdBack, Log: log.Named("route")}
+	g.exit = g.route
+	if len(learned) > 0 {
+		g.exit = &membership.Listener{Next: g.route, Groups: learned}
+	}
+
+	window := &proxy.Groups{Next: p.stored, RefuseAboveMax: c.Proxy.RefuseAboveMax, Log: log.Named("route")}
+	g.policy = access.New(policyOf(c), window, p.heard)
+	window.MaxTimeout = g.policy.MaxTimeout
+	g.entry = &proxy.Targets{Next: g.policy, Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is,
+		OwnNames: ownNames(c), Zone: zoneOf(c, p.heard), Engine: p.engine, Log: log.Named("target")}
+	return g, prepareGroups(c, groupLeg, log)
+}
+
+// serve makes g the generation that gets the requests.
+func (p *runningProxy) serve(g *generation) {
+	p.secrets.Store(&g.secrets)
+	p.members.Store(&g.members)
+	p.exit.To(g.exit)
+	p.front.Serve(g.entry, g.policy)
+	p.generation = g
+}
+
+// close ends g and waits for it; exchanges that it still has end with an error.
+func (g *generation) close() {
+	g.cancel()
+	for _, l := range g.legs {
+		l.Wait()
+	}
+	if g.names != nil {
+		g.names.Wait()
+	}
+}
+
+// secrets is what clients prove who they are with.
+type secrets struct {
+	psk map[string][]byte // by identity
+}
+
+func secretsOf(c *config.Config) (secrets, error) {
+	if c.Credentials.PSK == "" {
+		return secrets{}, nil
+	}
+	keys, err := config.LoadPSK(c.Credentials.PSK)
+	return secrets{psk: keys}, err
+}
+
+const (
+	maxBody   = 1 << 20  // the longest request or response body (FP-72)
+	maxBodies = 64 << 20 // all bodies in transfer in blocks
+)
+
+// maxServers bounds the servers whose Message IDs are remembered.
+const maxServers = 16384
+
+// prepareGroups opens the sockets of all groups with a known address.
+func prepareGroups(c *config.Config, leg *multicast.Leg, log *zap.Logger) error {
+	var errs error
+	for i := range c.Groups {
+		g := &c.Groups[i]
+		addrs := c.Names[g.URI.Host]
+		if g.URI.Addr.IsValid() {
+			addrs = []netip.Addr{g.URI.Addr}
+		}
+		for _, addr := range addrs {
+			if err := leg.Prepare(g.Name, addr); err != nil {
+				errs = errors.Join(errs, fmt.Errorf("group %s: %w", g.Name, err))
+			}
+		}
+		log.Info("group", zap.String("name", g.Name), zap.Stringer("uri", g.URI), zap.Strings("interfaces", g.Interfaces))
+	}
+	return errs
+}
