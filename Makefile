@@ -59,6 +59,14 @@ bench: test-deps ## speed side by side with libcoap's proxy and a null relay (BE
 	$(GO) build -o build/bench ./test/bench/run
 	exec build/bench $(BENCHFLAGS)
 
+.PHONY: package
+package: ## the Debian package, build/coapproxy_VERSION_ARCH.deb
+	deploy/package/build
+
+.PHONY: image
+image: ## the OCI image coapproxy:latest, with buildah
+	deploy/package/image
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin build

@@ -38,6 +38,8 @@ func commands() []command {
 		{"check", "FILE", "say what is wrong with a configuration", runCheck},
 		{"request", "[flags] METHOD URI", "send a request, to a group too, and print every response", runRequest},
 		{"decode", "HEX", "explain a CoAP message option by option", runDecode},
+		{"manual", "", "print the manual page", runManual},
+		{"completion", "bash|zsh|fish", "print a script that completes commands and flags in a shell", runCompletion},
 		{"version", "", "print the version", runVersion},
 	}
 }
@@ -74,7 +76,7 @@ func run(ctx context.Context, io stdio, args []string) int {
 func usage(w io.Writer) {
 	fmt.Fprint(w, "coapproxy is a multicast-capable CoAP proxy: one request in, a whole group's responses out.\n\nusage: coapproxy COMMAND ...\n\n")
 	for _, c := range commands() {
-		fmt.Fprintf(w, "  %-9s %-20s %s\n", c.name, c.args, c.summary)
+		fmt.Fprintf(w, "  %-10s %-20s %s\n", c.name, c.args, c.summary)
 	}
 	fmt.Fprint(w, "\n\"coapproxy COMMAND --help\" tells more. Start with: coapproxy demo\n")
 }

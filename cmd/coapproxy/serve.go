@@ -105,7 +105,7 @@ const (
 // its flags the way they are typed.
 func newFlags(io stdio, name, args, text string) *flag.FlagSet {
 	flags := flag.NewFlagSet("coapproxy "+name, flag.ContinueOnError)
-	flags.SetOutput(io.err)
+	flags.SetOutput(usageOutput{io.err, io.out})
 	flags.Usage = func() {
 		w := flags.Output()
 		fmt.Fprintf(w, "usage: coapproxy %s %s\n\n%s\n", name, args, text)
@@ -130,12 +130,21 @@ func newFlags(io stdio, name, args, text string) *flag.FlagSet {
 	return flags
 }
 
+// usageOutput is where a usage text goes that nobody asked for, and where one
+// goes that was.
+type usageOutput struct {
+	io.Writer
+	asked io.Writer
+}
+
 // parse parses a subcommand's arguments. done means that the program ends with
 // the code: help was asked for, or the arguments are wrong.
 func parse(flags *flag.FlagSet, args []string, least, most int) (code int, done bool) {
 	for _, a := range args {
 		if a == "-h" || a == "-help" || a == "--help" {
-			flags.SetOutput(os.Stdout)
+			if u, ok := flags.Output().(usageOutput); ok {
+				flags.SetOutput(u.asked)
+			}
 		}
 	}
 	switch err := flags.Parse(args); {

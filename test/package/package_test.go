@@ -1,0 +1,92 @@
+// Package packagetest installs the Debian package in a clean root and uses it
+// there as an operator would.
+package packagetest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// cleanRoot is a minimal Debian, made by test/install-deps.
+const cleanRoot = "../../build/cleanroot.tar"
+
+func TestDebianPackage(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("installing a package needs root: dpkg in a root of its own")
+	}
+	top, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	require.FileExists(t, cleanRoot, "test/install-deps makes it")
+	run(t, top, "deploy/package/build")
+	packages, err := filepath.Glob(filepath.Join(top, "build", "coapproxy_*.deb"))
+	require.NoError(t, err)
+	require.Len(t, packages, 1)
+
+	root := t.TempDir()
+	run(t, top, "tar", "-C", root, "-xf", filepath.Join(top, "build/cleanroot.tar"))
+	run(t, top, "cp", packages[0], filepath.Join(root, "coapproxy.deb"))
+	in := func(t *testing.T, command ...string) string {
+		t.Helper()
+		return run(t, top, append([]string{"chroot", root}, command...)...)
+	}
+
+	require.Contains(t, in(t, "dpkg", "-i", "/coapproxy.deb"), "edit /etc/coapproxy/config.yaml")
+	require.Contains(t, in(t, "coapproxy", "version"), "coapproxy ")
+	require.Contains(t, in(t, "coapproxy", "check", "/etc/coapproxy/config.yaml"), ": ok")
+	require.Contains(t, in(t, "getent", "passwd", "coapproxy"), "/usr/sbin/nologin")
+	require.Equal(t, "root coapproxy 750", strings.TrimSpace(in(t, "stat", "-c", "%U %G %a", "/etc/coapproxy")))
+	for line := range strings.Lines(in(t, "sh", "-c", "stat -c '%U %a %n' /etc/coapproxy/*")) {
+		require.Regexp(t, "^coapproxy 600 ", line, "the secrets are the proxy's own")
+	}
+	for _, file := range []string{"/usr/share/man/man1/coapproxy.1.gz", "/usr/share/bash-completion/completions/coapproxy",
+		"/usr/share/doc/coapproxy/config.example.yaml", "/usr/lib/sysctl.d/60-coapproxy.conf"} {
+		require.FileExists(t, filepath.Join(root, file))
+	}
+
+	t.Run("the unit", func(t *testing.T) {
+		require.Empty(t, strings.TrimSpace(in(t, "systemd-analyze", "verify", "--man=no", "/usr/lib/systemd/system/coapproxy.service")))
+		// 0 is best, 10 is worst; what is left is that it speaks to the network.
+		in(t, "systemd-analyze", "security", "--offline=yes", "--threshold=20", "coapproxy.service")
+	})
+	t.Run("it runs as its own user", func(t *testing.T) {
+		out := run(t, top, "unshare", "-n", "--", "sh", "-ec", `
+ip link set lo up
+chroot --userspec=coapproxy:coapproxy "$1" /usr/bin/coapproxy serve >"$1/log" 2>&1 &
+proxy=$!
+for i in $(seq 200); do grep -q ready "$1/log" && break; sleep 0.1; done
+chroot "$1" coapproxy request --quiet GET coap://127.0.0.1/.well-known/core || true
+chroot "$1" coapproxy request --quiet --via coap://127.0.0.1 GET coap://192.0.2.1/ || true
+kill -TERM $proxy
+wait $proxy
+cat "$1/log"
+`, "sh", root)
+		require.Contains(t, out, "2.05 Content", "the proxy's own resources")
+		require.Contains(t, out, "4.01 Unauthorized", "nothing is allowed until the operator allows it")
+		require.Contains(t, out, "stopped", "%s", out)
+	})
+	t.Run("another version, then none", func(t *testing.T) {
+		in(t, "sh", "-c", "echo '# mine' >>/etc/coapproxy/config.yaml")
+		in(t, "dpkg", "-i", "/coapproxy.deb")
+		require.Contains(t, in(t, "tail", "-n1", "/etc/coapproxy/config.yaml"), "# mine", "what the operator wrote stays")
+		in(t, "dpkg", "--remove", "coapproxy")
+		require.FileExists(t, filepath.Join(root, "etc/coapproxy/config.yaml"))
+		in(t, "dpkg", "--purge", "coapproxy")
+		require.NoDirExists(t, filepath.Join(root, "etc/coapproxy"))
+		require.Empty(t, in(t, "sh", "-c", "getent passwd coapproxy || true"))
+	})
+}
+
+// run runs a command that has to succeed, and returns what it wrote.
+func run(t *testing.T, dir string, command ...string) string {
+	t.Helper()
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%q: %s", command, out)
+	return string(out)
+}
