@@ -39,6 +39,6 @@ func FuzzExchange(f *testing.F) {
 			require.Equal(t, 1, w.ends)
 		}
 		require.Empty(t, c.flights)
-		require.LessOrEqual(t, len(c.Show(Filter{}, 10)), 1)
+		require.LessOrEqual(t, len(shown(c, Filter{})), 1)
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/require"
 
@@ -24,31 +25,41 @@ func TestShowAndFlush(t *testing.T) {
 		x.miss(private, &exchange.Response{Code: codes.NotFound})
 		wait(10 * time.Second)
 
-		all := x.Show(Filter{}, 10)
+		all, total := x.Show(Filter{}, 10) // the most recently used first
 		require.Len(t, all, 3)
-		cost := all[0].Bytes
+		require.Equal(t, 3, total)
+		cost := all[2].Bytes
 		require.Greater(t, cost, entryOverhead)
 		require.Equal(t, Info{Server: serverA, Scheme: "coap", Host: "a.example", Path: []string{"sensors", "1"}, Query: []string{"u=C"},
-			Method: codes.GET, Code: codes.Content, ETag: []byte("v1"), Bytes: cost, Age: 10 * time.Second, Remaining: 50 * time.Second}, all[0])
+			Method: codes.GET, Code: codes.Content, Options: message.Options{etag("v1")}, ETag: []byte("v1"), Payload: 4, Bytes: cost,
+			Age: 10 * time.Second, Remaining: 50 * time.Second}, all[2])
 		require.Equal(t, linkLocal, all[1].Server)
 		require.Equal(t, "coap", all[1].Scheme)
 		require.Zero(t, all[1].Remaining)
-		require.Equal(t, "coaps", all[2].Scheme)
-		require.Empty(t, all[2].Host)
-		require.True(t, all[2].Private)
-		require.Equal(t, "alice", all[2].Client)
-		require.Len(t, x.Show(Filter{}, 2), 2)
+		require.Equal(t, "coaps", all[0].Scheme)
+		require.Empty(t, all[0].Host)
+		require.True(t, all[0].Private)
+		require.Equal(t, "alice", all[0].Client)
+		some, total := x.Show(Filter{}, 2)
+		require.Len(t, some, 2)
+		require.Equal(t, 3, total)
 
+		servers := func(s ...netip.AddrPort) Filter { return Filter{Servers: s} }
 		for name, tt := range map[string]struct {
 			f    Filter
 			want int
 		}{
-			"server": {Filter{Server: serverA}, 2}, "any port": {Filter{Server: netip.AddrPortFrom(serverA.Addr(), 0)}, 2},
-			"other port": {Filter{Server: netip.AddrPortFrom(serverA.Addr(), 1)}, 0},
-			"path":       {Filter{Path: []string{"sensors"}}, 1}, "longer path": {Filter{Path: []string{"sensors", "1", "x"}}, 0},
+			"server": {servers(serverA), 2}, "any port": {servers(netip.AddrPortFrom(serverA.Addr(), 0)), 2},
+			"other port": {servers(netip.AddrPortFrom(serverA.Addr(), 1)), 0}, "none of no server": {Filter{Servers: []netip.AddrPort{}}, 0},
+			"several servers": {servers(serverA, linkLocal), 3},
+			"path":            {Filter{Path: []string{"sensors"}}, 1}, "longer path": {Filter{Path: []string{"sensors", "1", "x"}}, 0},
+			"whole path": {Filter{Path: []string{"sensors"}, WholePath: true}, 0}, "that path": {Filter{Path: []string{"sensors", "1"}, WholePath: true}, 1},
+			"query": {Filter{Query: []string{"u=C"}}, 1}, "no query": {Filter{Query: []string{}}, 2},
+			"scheme": {Filter{Scheme: "coaps"}, 1}, "host": {Filter{Host: "a.example"}, 1},
 			"client": {Filter{Client: "alice"}, 1}, "stale": {Filter{Stale: true}, 1},
 		} {
-			require.Len(t, x.Show(tt.f, 10), tt.want, name)
+			_, total := x.Show(tt.f, 10)
+			require.Equal(t, tt.want, total, name)
 		}
 		require.Equal(t, 1, x.Flush(Filter{Stale: true}))
 		require.Equal(t, 2, x.Flush(Filter{}))
@@ -71,4 +82,10 @@ func TestStats(t *testing.T) {
 		require.Equal(t, "more", AgeName(99))
 		require.Equal(t, "unknown", Bypass(99).String())
 	})
+}
+
+// shown are the selected entries.
+func shown(c *Cache, f Filter) []Info {
+	infos, _ := c.Show(f, 10)
+	return infos
 }

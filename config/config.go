@@ -32,11 +32,12 @@ type Config struct {
 	// Names maps host names, in lower case, to addresses. A name listed here is
 	// not looked up in the DNS. One name has multicast or unicast addresses,
 	// never both (GC-3).
-	Names  map[string][]netip.Addr `yaml:"names"`
-	Proxy  Proxy                   `yaml:"proxy"`
-	Cache  Cache                   `yaml:"cache"`
-	Limits Limits                  `yaml:"limits"`
-	Log    Log                     `yaml:"log"`
+	Names   map[string][]netip.Addr `yaml:"names"`
+	Proxy   Proxy                   `yaml:"proxy"`
+	Cache   Cache                   `yaml:"cache"`
+	Control Control                 `yaml:"control"`
+	Limits  Limits                  `yaml:"limits"`
+	Log     Log                     `yaml:"log"`
 
 	source source
 }

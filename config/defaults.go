@@ -35,6 +35,7 @@ func Default() *Config {
 			Enabled: false, MaxEntries: 10000, MaxBytes: 32 * MiB, MaxBody: MiB, MaxVariants: 64, // FP-51
 			MaxAge: 24 * time.Hour,
 		},
+		Control: Control{Socket: ControlAuto},
 		Limits: Limits{
 			MaxToken:           8, // FP-83
 			Exchanges:          65536,

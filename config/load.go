@@ -54,6 +54,9 @@ func Load(path string, opts ...Option) (*Config, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	c, err := Parse(path, data, opts...)
+	if err == nil {
+		c.Control.locate(filepath.Dir(path))
+	}
 	if err == nil && c.Credentials.PSK != "" && !filepath.IsAbs(c.Credentials.PSK) {
 		c.Credentials.PSK = filepath.Join(filepath.Dir(path), c.Credentials.PSK)
 	}

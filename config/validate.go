@@ -30,6 +30,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.proxy()
 	v.limits()
 	v.cache()
+	v.control()
 	oneOf(&v, "log.level", c.Log.Level, LogDebug, LogInfo, LogWarn, LogError)
 	oneOf(&v, "log.format", c.Log.Format, LogConsole, LogJSON)
 	oneOf(&v, "log.output", c.Log.Output, LogStderr, LogStdout)
@@ -275,7 +276,7 @@ func (v *validator) proxy() {
 	v.optionNumbers()
 }
 
-// limits checks limits.
+// cache checks cache.
 func (v *validator) cache() {
 	k := &v.c.Cache
 	between(v, "cache.max_entries", k.MaxEntries, 1, 1<<24)
@@ -285,6 +286,7 @@ func (v *validator) cache() {
 	wholeSeconds(v, "cache.max_age", k.MaxAge, time.Second, 365*24*time.Hour)
 }
 
+// limits checks limits.
 func (v *validator) limits() {
 	l := &v.c.Limits
 	between(v, "limits.max_token", l.MaxToken, 8, 256) // FP-83

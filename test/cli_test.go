@@ -49,6 +49,12 @@ func TestUsage(t *testing.T) {
 		{[]string{"request", "GET"}, exitUsage, "", "usage: coapproxy request"},
 		{[]string{"demo", "--help"}, 0, "--devices N", ""},
 		{[]string{"demo", "--devices", "0"}, exitUsage, "", "--devices 0"},
+		{[]string{"cache"}, exitUsage, "", "usage: coapproxy cache show|flush|stats"},
+		{[]string{"cache", "--help"}, 0, "usage: coapproxy cache show|flush|stats", ""},
+		{[]string{"cache", "shwo"}, exitUsage, "", `unknown command "shwo"`},
+		{[]string{"cache", "show", "--help"}, 0, "--group NAME", ""},
+		{[]string{"cache", "show", "x"}, exitUsage, "", "wrong number of arguments"},
+		{[]string{"cache", "show", "--socket", "/does/not/exist"}, exitFailed, "", "no proxy answers at the control socket /does/not/exist"},
 		{[]string{"decode"}, exitUsage, "", "usage: coapproxy decode"},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

@@ -37,6 +37,7 @@ type settings struct {
 	names   string
 	top     string // further top-level keys
 	cache   string // keys; default: no cache
+	control string // keys; default: no control socket
 	log     string // default: debug
 }
 
@@ -74,6 +75,7 @@ func (s settings) yaml(group netip.AddrPort) string {
 	if s.cache != "" {
 		b.WriteString("cache:\n" + indent("  ", s.cache))
 	}
+	b.WriteString("control:\n" + indent("  ", or(s.control, "socket: off")))
 	b.WriteString("proxy:\n  allow_loopback: true\n" + indent("  ", s.proxy))
 	limits := s.limits
 	if !strings.Contains(limits, "grace:") {

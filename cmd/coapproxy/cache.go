@@ -17,6 +17,8 @@ import (
 // cacheOf puts the cache in front of next.
 func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap.Logger) (exchange.Handler, error) {
 	p.save = func() {}
+	shown := &cacheControl{bounds: c.Cache, metrics: p.metrics, members: currentMembers{&p.members}, config: &p.config}
+	defer func() { shown.register(p.control) }()
 	if !c.Cache.Enabled {
 		return next, nil
 	}
@@ -33,6 +35,7 @@ func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap
 	if err != nil {
 		return nil, err
 	}
+	shown.cache = k
 	if file := c.Cache.Persist; file != "" {
 		load(k, file, log)
 		p.save = func() {

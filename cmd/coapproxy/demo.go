@@ -163,6 +163,7 @@ func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log
 	if err != nil {
 		return nil, nil, err
 	}
+	c.Control.Socket = config.ControlOff // that one belongs to a proxy that serves
 	p, err := startProxy(ctx, c, log)
 	return p, c, err
 }

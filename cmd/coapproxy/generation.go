@@ -28,6 +28,7 @@ type generation struct {
 	// on; it leads to the legs.
 	entry, exit exchange.Handler
 	policy      *access.Policy
+	config      *config.Config
 	members     membership.Groups
 	secrets     secrets
 
@@ -48,7 +49,7 @@ type leg interface {
 // yet. It lasts until close.
 func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *generation, err error) {
 	ctx, cancel := context.WithCancel(p.ctx)
-	g := &generation{cancel: cancel}
+	g := &generation{config: c, cancel: cancel}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -101,6 +102,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 func (p *runningProxy) serve(g *generation) {
 	p.secrets.Store(&g.secrets)
 	p.members.Store(&g.members)
+	p.config.Store(g.config)
 	p.exit.To(g.exit)
 	p.front.Serve(g.entry, g.policy)
 	p.generation = g

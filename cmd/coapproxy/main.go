@@ -38,6 +38,7 @@ func commands() []command {
 		{"check", "FILE", "say what is wrong with a configuration", runCheck},
 		{"request", "[flags] METHOD URI", "send a request, to a group too, and print every response", runRequest},
 		{"decode", "HEX", "explain a CoAP message option by option", runDecode},
+		{"cache", "show|flush|stats", "show or drop the stored responses of the running proxy", runCache},
 		{"manual", "", "print the manual page", runManual},
 		{"completion", "bash|zsh|fish", "print a script that completes commands and flags in a shell", runCompletion},
 		{"version", "", "print the version", runVersion},

@@ -13,6 +13,7 @@ import (
 	"coapproxy/access"
 	"coapproxy/blockwise"
 	"coapproxy/config"
+	"coapproxy/control"
 	"coapproxy/endpoint"
 	"coapproxy/exchange"
 	"coapproxy/membership"
@@ -36,6 +37,7 @@ type runningProxy struct {
 	wg       sync.WaitGroup // the engine and the listeners
 	engine   *exchange.Engine
 	metrics  *metrics.Registry
+	control  *control.Server
 	stats    stats
 	numbers  *wire.Numbers
 	heard    *access.Heard
@@ -51,6 +53,7 @@ type runningProxy struct {
 	generation *generation
 	// What the generation that serves knows, for those who outlive it.
 	members atomic.Pointer[membership.Groups]
+	config  atomic.Pointer[config.Config]
 	secrets atomic.Pointer[secrets]
 }
 
@@ -63,6 +66,7 @@ type stats struct {
 	fronts   proxy.Stats
 	bodies   blockwise.Stats
 	blocks   blockwise.DownstreamStats
+	control  control.Stats
 }
 
 func (s *stats) register(r *metrics.Registry) {
@@ -73,6 +77,7 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("blockwise", &s.bodies, nil)
 	r.Register("blockwise", &s.blocks, nil)
 	r.Register("proxy", &s.fronts, func(i int) string { return exchange.Reason(i).String() })
+	r.Register("control", &s.control, nil)
 }
 
 // startProxy makes a proxy of a configuration and starts it. It runs until stop
@@ -82,6 +87,7 @@ func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runnin
 		heard: access.NewHeard(), holdBack: proxy.NewHoldBack(), own: &ownAddresses{}}
 	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	p.stats.register(p.metrics)
+	p.control = control.NewServer(&p.stats.control, log.Named("control"))
 	p.wg.Go(func() { p.engine.Run(p.ctx) })
 	if err := p.start(c, log); err != nil {
 		p.close()
@@ -107,7 +113,10 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 		ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom, MaxExchanges: c.Limits.Exchanges, MaxEnded: c.Limits.Exchanges,
 		Stats: &p.stats.fronts, Log: log.Named("front")})
 	p.serve(g)
-	return p.listen(c, log)
+	if err := p.listen(c, log); err != nil {
+		return err
+	}
+	return p.serveControl(c.Control, log.Named("control"))
 }
 
 // stop ends the proxy: no new requests at once, running exchanges after grace
