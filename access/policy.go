@@ -21,6 +21,7 @@ type Policy struct {
 	config   Config
 	networks []network                     // longest prefix first
 	keys     map[string]*exchange.Identity // by PSK identity
+	http     map[string]*exchange.Identity // by the name of HTTP credentials
 	groups   map[netip.AddrPort]*group
 	named    map[hostPort]*group
 	heard    *Heard
@@ -54,7 +55,7 @@ type client struct {
 // New returns the policy in front of next. heard is where servers that
 // answered group requests are remembered.
 func New(config Config, next exchange.Handler, heard *Heard) *Policy {
-	p := &Policy{keys: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
+	p := &Policy{keys: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
 	byName := make(map[string]*group)
 	for _, g := range config.Groups {
 		kept := &group{Group: g, rate: limiter(g.Rate, g.Burst)}
@@ -92,6 +93,11 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 			known := *kept.identity
 			known.Authenticated = true
 			p.keys[c.PSK] = &known
+		}
+		if c.HTTP != "" {
+			known := *kept.identity
+			known.Authenticated = true
+			p.http[c.HTTP] = &known
 		}
 		for _, prefix := range c.Networks {
 			p.networks = append(p.networks, network{prefix.Masked(), kept})
@@ -136,6 +142,10 @@ func (p *Policy) Identify(peer netip.AddrPort, proven *exchange.Security) *excha
 	}
 	return nil
 }
+
+// IdentifyHTTP returns the identity of a client that has proven itself with a
+// token or password of this name (HC-100); nil for any other.
+func (p *Policy) IdentifyHTTP(name string) *exchange.Identity { return p.http[name] }
 
 // MaxTimeout is the longest T' for a permitted group request: the smallest of
 // what proxy, client and groups allow (GP-29).

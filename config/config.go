@@ -35,6 +35,7 @@ type Config struct {
 	Names   map[string][]netip.Addr `yaml:"names"`
 	Proxy   Proxy                   `yaml:"proxy"`
 	Cache   Cache                   `yaml:"cache"`
+	HTTP    HTTP                    `yaml:"http"`
 	Control Control                 `yaml:"control"`
 	Limits  Limits                  `yaml:"limits"`
 	Log     Log                     `yaml:"log"`
@@ -47,6 +48,9 @@ type Config struct {
 type Credentials struct {
 	// PSK is the file with the pre-shared keys of clients; see [LoadPSK].
 	PSK string `yaml:"psk"`
+	// HTTP is the file with the tokens and passwords of HTTP clients, hashed
+	// (HC-100).
+	HTTP string `yaml:"http"`
 }
 
 // Client is an access entry: a set of peers and what they may do.
@@ -59,6 +63,9 @@ type Client struct {
 	Networks []netip.Prefix `yaml:"networks"`
 	// PSK is the identity of the client's pre-shared key (GP-23); unique.
 	PSK string `yaml:"psk"`
+	// HTTP is the client's name in the file of tokens and passwords (HC-100);
+	// unique.
+	HTTP string `yaml:"http"`
 	// Dialect is the generation of the group options spoken with this client
 	// (GP-127).
 	Dialect Dialect `yaml:"dialect"`

@@ -36,6 +36,7 @@ func Default() *Config {
 			MaxAge: 24 * time.Hour,
 		},
 		Control: Control{Socket: ControlAuto},
+		HTTP:    defaultHTTP(),
 		Limits: Limits{
 			MaxToken:           8, // FP-83
 			Exchanges:          65536,

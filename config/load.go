@@ -54,13 +54,16 @@ func Load(path string, opts ...Option) (*Config, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	c, err := Parse(path, data, opts...)
-	if err == nil {
-		c.Control.locate(filepath.Dir(path))
+	if err != nil {
+		return c, err
 	}
-	if err == nil && c.Credentials.PSK != "" && !filepath.IsAbs(c.Credentials.PSK) {
-		c.Credentials.PSK = filepath.Join(filepath.Dir(path), c.Credentials.PSK)
+	c.Control.locate(filepath.Dir(path))
+	for _, name := range []*string{&c.Credentials.PSK, &c.Credentials.HTTP, &c.HTTP.Certificate, &c.HTTP.Key, &c.HTTP.ClientCA} {
+		if *name != "" && !filepath.IsAbs(*name) {
+			*name = filepath.Join(filepath.Dir(path), *name)
+		}
 	}
-	return c, err
+	return c, nil
 }
 
 // Parse checks the configuration in data; name stands for the file in problems.

@@ -100,7 +100,7 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:1: listen[2]: coap+ws://127.0.0.1:5683 is listen[1] in line 1 too; remove one of them",
 			"c.yaml:1: listen[4]: coap+tcp://127.0.0.1:80 is part of listen[3] in line 1; remove one of them"}},
 		{"keys", "credentials: {psk: keys.yaml, other: x}\nlisten: [\"coaps://127.0.0.1\", \"coap://127.0.0.1:5684\"]\nclients:\n- {name: a, psk: k}\n- {name: b, psk: k}\n", []string{
-			"c.yaml:1: credentials.other: unknown key; known here: psk",
+			"c.yaml:1: credentials.other: unknown key; known here: psk, http",
 			"c.yaml:2: listen[1]: coap://127.0.0.1:5684 is listen[0] in line 2 too; remove one of them",
 			"c.yaml:5: clients[1].psk: k is clients[0].psk in line 4 too; give it to one client"}},
 		{"members (GP-75)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://224.0.1.187\n  members: [\"224.0.1.1:5683\", \"[fe80::1]:5683\"]\n  learned: {within: 2}\n", []string{
@@ -161,8 +161,8 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:2: listen[0]: coaps needs the keys of its clients; write credentials: {psk: FILE}",
 			"c.yaml:4: listen[2]: coaps+tcp is not supported by this version; write a coap:// URI",
 			"c.yaml:6: listen[4]: coaps+ws is not supported by this version; write a coap:// URI",
-			"c.yaml:7: listen[5]: http is not supported by this version; write a coap:// URI",
-			"c.yaml:8: listen[6]: https is not supported by this version; write a coap:// URI"}},
+			"c.yaml:7: listen[5]: localhost is not an IP address, and a listener needs one; write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683",
+			"c.yaml:8: listen[6]: https needs a certificate and its key; write http: {certificate: FILE, key: FILE}"}},
 		{"unknown scheme", "listen: [\"ftp://127.0.0.1\", \"127.0.0.1:5683\"]\n", []string{
 			"c.yaml:1: listen[0]: ftp is not a known scheme; write a coap:// URI",
 			"c.yaml:1: listen[1]: 127.0.0.1:5683 has no scheme; write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683"}},

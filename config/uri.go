@@ -11,7 +11,8 @@ const defaultPort = 5683
 
 // Listener is an address the proxy listens on.
 type Listener struct {
-	// Scheme is "coap" (UDP), "coaps" (DTLS), "coap+tcp" or "coap+ws".
+	// Scheme is "coap" (UDP), "coaps" (DTLS), "coap+tcp", "coap+ws", "http" or
+	// "https" (TCP, and UDP for HTTP/3).
 	Scheme string
 	// Addr is a unicast or unspecified address, with a zone when link-local.
 	// Port 0 lets the system choose.
@@ -22,7 +23,9 @@ type Listener struct {
 func (l Listener) String() string { return l.Scheme + "://" + l.Addr.String() }
 
 // overTCP reports whether the listener takes a TCP port.
-func (l Listener) overTCP() bool { return l.Scheme == "coap+tcp" || l.Scheme == "coap+ws" }
+func (l Listener) overTCP() bool {
+	return l.Scheme == "coap+tcp" || l.Scheme == "coap+ws" || l.overHTTP()
+}
 
 // HostPort is a host, by address or by name, and a port.
 type HostPort struct {
@@ -91,7 +94,7 @@ func (t Target) String() string {
 func parseListener(s string) (Listener, *fault) {
 	const hint = "write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683"
 	scheme := "coap"
-	for _, stream := range []string{"coaps", "coap+tcp", "coap+ws"} {
+	for _, stream := range []string{"coaps", "coap+tcp", "coap+ws", "http", "https"} {
 		if name, rest, ok := strings.Cut(s, "://"); ok && strings.EqualFold(name, stream) {
 			scheme, s = stream, "coap://"+rest
 		}
@@ -106,6 +109,10 @@ func parseListener(s string) (Listener, *fault) {
 			rest = host + ":5684" // RFC 7252 §6.2
 		case "coap+ws":
 			rest = host + ":80" // RFC 8323 §8.3
+		case "http":
+			rest = host + ":80"
+		case "https":
+			rest = host + ":443"
 		}
 	}
 	h, f := parseHostPort(rest)

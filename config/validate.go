@@ -31,6 +31,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.limits()
 	v.cache()
 	v.control()
+	v.http()
 	oneOf(&v, "log.level", c.Log.Level, LogDebug, LogInfo, LogWarn, LogError)
 	oneOf(&v, "log.format", c.Log.Format, LogConsole, LogJSON)
 	oneOf(&v, "log.output", c.Log.Output, LogStderr, LogStdout)
@@ -185,7 +186,9 @@ func (v *validator) listeners() {
 		key := fmt.Sprintf("listen[%d]", i)
 		addr := l.Addr.Addr()
 		switch {
-		case l.Scheme != "coap" && l.Scheme != "coaps" && l.Scheme != "coap+tcp" && l.Scheme != "coap+ws":
+		case l.overHTTP() && !v.httpListener(key, l):
+			continue
+		case l.Scheme != "coap" && l.Scheme != "coaps" && l.Scheme != "coap+tcp" && l.Scheme != "coap+ws" && !l.overHTTP():
 			v.add(key, show(l.Scheme)+" is not supported by this version", "write a coap:// URI")
 			continue
 		case l.Scheme == "coaps" && v.c.Credentials.PSK == "":

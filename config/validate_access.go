@@ -162,7 +162,7 @@ func (v *validator) groupInterfaces(key string, g *Group) {
 // clients checks clients.
 func (v *validator) clients() {
 	names := map[string]string{}
-	taken, keys := map[netip.Prefix]string{}, map[string]string{}
+	taken, keys, httpNames := map[netip.Prefix]string{}, map[string]string{}, map[string]string{}
 	groups := newGroupIndex(v)
 	for i := range v.c.Clients {
 		c := &v.c.Clients[i]
@@ -173,6 +173,13 @@ func (v *validator) clients() {
 			v.add(key+".psk", fmt.Sprintf("%s is %s too", show(c.PSK), v.where(first)), "give it to one client")
 		}
 		keys[c.PSK] = key + ".psk"
+		if first, ok := httpNames[c.HTTP]; ok && c.HTTP != "" {
+			v.add(key+".http", fmt.Sprintf("%s is %s too", show(c.HTTP), v.where(first)), "give it to one client")
+		}
+		httpNames[c.HTTP] = key + ".http"
+		if c.HTTP != "" && v.c.Credentials.HTTP == "" {
+			v.add(key+".http", "there is no file of tokens and passwords", "write credentials: {http: FILE}")
+		}
 		oneOf(v, key+".dialect", c.Dialect, DialectDraft07, DialectLegacy, DialectBoth) // GP-127
 		v.timeout(key+".max_timeout", c.MaxTimeout)
 		v.presetTimeout(key+".preset_timeout", c)
@@ -193,7 +200,7 @@ func (v *validator) clients() {
 // other one (GP-24).
 func (v *validator) clientNetworks(key string, c *Client, taken map[netip.Prefix]string) {
 	networks := c.Networks
-	if len(networks) == 0 && c.PSK == "" {
+	if len(networks) == 0 && c.PSK == "" && c.HTTP == "" {
 		v.add(key, "missing", "write the addresses of the client, e.g. [192.0.2.0/24]")
 	}
 	v.networks(key, networks)

@@ -123,7 +123,7 @@ func TestValidateMadeInCode(t *testing.T) {
 	group.URI.Port = 5683
 	c.Clients, c.Groups = []config.Client{client}, []config.Group{group}
 	require.EqualError(t, c.Validate(), `listen[0]: "" is not supported by this version; write a coap:// URI
-listen[1]: http is not supported by this version; write a coap:// URI
+listen[1]: no address; write e.g. coap://127.0.0.1:5683
 listen[2]: no address; write e.g. coap://127.0.0.1:5683
 names.Upper.example: Upper.example is not a host name; write e.g. lights.example, in lower case
 groups[0].name: missing; give the entry a name

@@ -13,6 +13,9 @@ import (
 type Proxy struct {
 	// Listen is where the proxy listens; port 0 lets the system choose.
 	Listen netip.AddrPort
+	// HTTP is where it takes HTTP requests, in the same way; nowhere if it is
+	// not valid.
+	HTTP netip.AddrPort
 	// Group and Leisure are those of the devices.
 	Group    netip.AddrPort
 	Leisure  time.Duration

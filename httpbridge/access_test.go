@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
+
 	"strings"
 	"testing"
 
@@ -140,4 +141,29 @@ func TestCore(t *testing.T) { // HC-14
 	f, _ = newFront(t, func(c *Config) { c.Mapping.Templates = []string{"?uri={+tu}"} })
 	require.Equal(t, `</hc/>;rt="core.hc";hct="?uri={+tu}"`, do(f, "GET", "/.well-known/core", "").Body.String())
 	require.Equal(t, `</hc/>;rt="core.hc";hct="?uri={+tu}";anchor="https://gw.example"`, f.CoreLink("https://gw.example"))
+}
+
+// A Front that takes the place of another one has its own rules; what is under
+// way counts for both.
+func TestSuccessor(t *testing.T) {
+	f, chain := newFront(t, func(c *Config) { c.Limits.Exchanges = 1 })
+	exchanges := chain.keepsRunning()
+	done := make(chan *httptest.ResponseRecorder, 1)
+	go func() { done <- do(f, "GET", someTarget, "") }()
+	running := <-exchanges
+
+	c := f.Config
+	c.Mapping.Prefix = "/coap/"
+	next, err := f.Successor(c)
+	require.NoError(t, err)
+	require.Equal(t, 404, do(next, "GET", someTarget, "").Code)
+	require.Equal(t, 503, do(next, "GET", "/coap/coap://192.0.2.7/temp", "").Code, "the one before still counts")
+	running.end(nil)
+	require.Equal(t, 504, (<-done).Code)
+	require.Zero(t, next.Drain(t.Context()))
+	require.Equal(t, 503, do(f, "GET", someTarget, "").Code)
+
+	c.Mapping.Prefix = "no"
+	_, err = f.Successor(c)
+	require.Error(t, err)
 }

@@ -23,10 +23,10 @@ import (
 //
 // Each line of the file is one of
 //
-//	CLIENT bearer SHA256-OF-THE-TOKEN-IN-HEX
-//	CLIENT basic USER BCRYPT-HASH
+//	NAME bearer SHA256-OF-THE-TOKEN-IN-HEX
+//	NAME basic USER BCRYPT-HASH
 //
-// where CLIENT is the name of an entry of the proxy's clients. Empty lines and
+// where NAME is how an entry of the proxy's clients refers to it. Empty lines and
 // lines that begin with # mean nothing. A token must be random, at least 128
 // bits; a password is protected by bcrypt, and 72 bytes of it count.
 type Credentials struct {
@@ -136,7 +136,7 @@ func (c *Credentials) add(words []string) error {
 		}
 		c.users[words[2]] = basicUser{words[0], []byte(words[3])}
 	default:
-		return fmt.Errorf("neither \"CLIENT bearer HASH\" nor \"CLIENT basic USER HASH\"")
+		return fmt.Errorf("neither \"NAME bearer HASH\" nor \"NAME basic USER HASH\"")
 	}
 	return nil
 }

@@ -23,7 +23,12 @@ type Front struct {
 	Config
 	mapping *mapping
 	media   *mediaTypes
-	budget  *budget
+	*load
+}
+
+// load is what is under way.
+type load struct {
+	budget *budget
 
 	mu        sync.Mutex
 	active    int
@@ -35,6 +40,16 @@ type Front struct {
 // NewFront returns a Front. The error says what is wrong with the Config.
 func NewFront(c Config) (*Front, error) {
 	c.Limits = c.Limits.withDefaults()
+	return newFrontWith(c, &load{budget: newBudget(c.Limits.TotalBytes), perClient: make(map[string]int), idle: make(chan struct{})})
+}
+
+// Successor returns a Front for another Config that takes the place of f: what is
+// under way counts for both, whichever of them drains. The bound of all bytes
+// stays that of the first Front.
+func (f *Front) Successor(c Config) (*Front, error) { return newFrontWith(c, f.load) }
+
+func newFrontWith(c Config, l *load) (*Front, error) {
+	c.Limits = c.Limits.withDefaults()
 	if err := c.Origins.check(); err != nil {
 		return nil, fmt.Errorf("cors: %w", err)
 	}
@@ -45,8 +60,7 @@ func NewFront(c Config) (*Front, error) {
 	if strings.ContainsAny(c.Identifier, " ,()\r\n") {
 		return nil, fmt.Errorf("identifier %q cannot stand in a Via field", c.Identifier)
 	}
-	return &Front{Config: c, mapping: m, media: newMediaTypes(c.Media), budget: newBudget(c.Limits.TotalBytes), perClient: make(map[string]int),
-		idle: make(chan struct{})}, nil
+	return &Front{Config: c, mapping: m, media: newMediaTypes(c.Media), load: l}, nil
 }
 
 var _ http.Handler = (*Front)(nil)

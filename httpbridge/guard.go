@@ -59,20 +59,24 @@ func newGuard(c net.Conn, maxHead int, refused *atomic.Uint64, released func()) 
 	return &guard{Conn: c, token: hex.EncodeToString(token[:]), maxHead: maxHead, refused: refused, released: released}
 }
 
-// ConnectionState lets the server see the TLS state.
-func (g *guard) ConnectionState() tls.ConnectionState {
-	if c, ok := g.Conn.(*tls.Conn); ok {
-		return c.ConnectionState()
-	}
-	return tls.ConnectionState{}
+// secureGuard is a guard over TLS. Only it has the method by which the server
+// finds out about that: credentials sent in the clear must be seen to be.
+type secureGuard struct {
+	*guard
+	tls *tls.Conn
 }
+
+func (g secureGuard) ConnectionState() tls.ConnectionState { return g.tls.ConnectionState() }
 
 // guardKey finds the guard of a request's connection in its context.
 type guardKey struct{}
 
 func withGuard(ctx context.Context, c net.Conn) context.Context {
-	if g, ok := c.(*guard); ok {
+	switch g := c.(type) {
+	case *guard:
 		return context.WithValue(ctx, guardKey{}, g)
+	case secureGuard:
+		return context.WithValue(ctx, guardKey{}, g.guard)
 	}
 	return ctx
 }

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -82,6 +83,7 @@ type Listener struct {
 	tls    *tls.Config
 	conns  connLimit
 	altSvc string
+	front  atomic.Pointer[Front]
 	active sync.WaitGroup // requests
 }
 
@@ -94,6 +96,7 @@ func Listen(config ListenConfig) (*Listener, error) {
 	}
 	l := &Listener{config: c, tcp: tcp, conns: connLimit{max: c.MaxConns, maxPeer: c.MaxPeerConns, stats: c.Front.Stats,
 		peers: make(map[netip.Addr]int)}}
+	l.front.Store(c.Front)
 	if c.TLS == nil {
 		return l, nil
 	}
@@ -116,6 +119,18 @@ func Listen(config ListenConfig) (*Listener, error) {
 func (l *Listener) Addr() netip.AddrPort {
 	a := l.tcp.Addr().(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// To makes further requests go to f, a Successor of the Front before.
+func (l *Listener) To(f *Front) { l.front.Store(f) }
+
+// Close closes the sockets of a Listener that is not to serve.
+func (l *Listener) Close() error {
+	err := l.tcp.Close()
+	if l.udp != nil {
+		err = errors.Join(err, l.udp.Close())
+	}
+	return err
 }
 
 // Serve takes connections until ctx ends or a socket fails; then it waits for
@@ -197,7 +212,7 @@ func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if l.altSvc != "" && r.ProtoMajor < 3 {
 		w.Header()["Alt-Svc"] = []string{l.altSvc}
 	}
-	l.config.Front.ServeHTTP(w, r)
+	l.front.Load().ServeHTTP(w, r)
 }
 
 // quietLog keeps what clients do wrong out of the operator's sight unless asked.
@@ -271,7 +286,7 @@ func (l *Listener) handshake(ctx context.Context, c net.Conn, release func(), h1
 		h2.give(t)
 		return
 	}
-	h1.give(newGuard(t, l.config.MaxHeader, &l.config.Front.Stats.Malformed, func() {}))
+	h1.give(secureGuard{newGuard(t, l.config.MaxHeader, &l.config.Front.Stats.Malformed, func() {}), t})
 }
 
 // serveQUIC takes QUIC connections. Early data is not accepted at all: replayed,

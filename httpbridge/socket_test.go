@@ -2,10 +2,12 @@ package httpbridge
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -294,4 +296,25 @@ func TestNoHeaderInjection(t *testing.T) {
 	require.Empty(t, w.Header.Get("Evil"))
 	require.Equal(t, "/hc/coap://192.0.2.7/a%0D%0AEvil:%201", w.Header.Get("Location"))
 	require.False(t, strings.Contains(fmt.Sprint(w.Header), "\n"))
+}
+
+// A connection without TLS is not taken for one with TLS: it carries no
+// credentials and reaches no coaps target (HC-100, HC-102).
+func TestPlainIsPlain(t *testing.T) {
+	credentials, err := ReadCredentials(strings.NewReader(fmt.Sprintf("c bearer %x\n", sha256.Sum256([]byte("token")))))
+	require.NoError(t, err)
+	f, chain := newFront(t, func(c *Config) {
+		c.Clients = &Authentication{Credentials: credentials, Client: func(string) *exchange.Identity { return knownClient },
+			Network: func(netip.AddrPort) *exchange.Identity { return knownClient }}
+	})
+	c := dial(t, serve(t, f, nil))
+	for _, request := range []string{
+		"GET /hc/coap://192.0.2.7/ HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer token\r\n\r\n",
+		"GET /hc/coaps://192.0.2.7/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+	} {
+		c.write("%s", request)
+		w, body := c.response()
+		require.Equal(t, 403, w.StatusCode, body)
+	}
+	require.Zero(t, chain.count())
 }

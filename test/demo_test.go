@@ -35,10 +35,14 @@ func TestDemo(t *testing.T) {
 		commands = append(commands, m[1])
 	}
 	require.Len(t, commands, 3)
+	curl := regexp.MustCompile(`(?m)^ {5}(curl .*)$`).FindStringSubmatch(p.text())
+	require.NotNil(t, curl, p.text())
+	commands = append(commands, curl[1]+" -s")
 	for i, want := range []string{
 		`(?s)(°C.*){5}5 responses from 5 servers`,
 		`5 × 2\.04 Changed`,
 		`(?s)2\.05 Content.*\n  on\n`, // the light that was just switched on
+		`(?s)(HTTP/1\.1 200 OK.*Reply-From.* °C.*){5}`,
 	} {
 		out := run(t, here, "sh", "-c", commands[i])
 		require.Zero(t, out.code, "%s: %s%s", commands[i], out.stdout, out.stderr)

@@ -25,6 +25,8 @@ type demoSettings struct {
 	seed        uint64
 	listen      netip.AddrPort
 	listenAsked bool // --listen was given: no other port will do
+	http        netip.AddrPort
+	httpAsked   bool // as listenAsked
 	verbose     bool
 	program     string // as it was started, for the commands to try
 }
@@ -39,12 +41,13 @@ func runDemo(ctx context.Context, io stdio, args []string) int {
 	flags.DurationVar(&s.leisure, "leisure", demo.DefaultLeisure, "the `TIME` over which the devices spread their answers, up to "+demo.MaxLeisure.String())
 	flags.Uint64Var(&s.seed, "seed", 0, "same readings and same delays with the same `NUMBER`; 0: others each time")
 	listen := flags.String("listen", "", "have the proxy listen on `ADDRESS:PORT` (default 127.0.0.1:5683, or another port)")
+	http := flags.String("http", "", "have it take HTTP requests on `ADDRESS:PORT` (default 127.0.0.1:8080, or another port)")
 	flags.BoolVar(&s.verbose, "verbose", false, "show the proxy's log, every exchange in it")
 	printConfig := flags.Bool("print-config", false, "print the proxy's configuration and do nothing else")
 	if code, done := parse(flags, args, 0, 0); done {
 		return code
 	}
-	if err := s.check(*listen); err != nil {
+	if err := s.check(*listen, *http); err != nil {
 		fmt.Fprintln(io.err, "coapproxy demo:", err)
 		return exitUsage
 	}
@@ -65,7 +68,7 @@ func runDemo(ctx context.Context, io stdio, args []string) int {
 }
 
 // check completes the settings and finds what is wrong with them.
-func (s *demoSettings) check(listen string) error {
+func (s *demoSettings) check(listen, http string) error {
 	s.listen = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), demo.DefaultGroup().Port())
 	if listen != "" {
 		var err error
@@ -73,6 +76,14 @@ func (s *demoSettings) check(listen string) error {
 			return fmt.Errorf("--listen %q: write e.g. 127.0.0.1:5683", listen)
 		}
 		s.listenAsked = true
+	}
+	s.http = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), demoHTTPPort)
+	if http != "" {
+		var err error
+		if s.http, err = netip.ParseAddrPort(strings.TrimPrefix(http, "http://")); err != nil || s.http.Addr().IsMulticast() {
+			return fmt.Errorf("--http %q: write e.g. 127.0.0.1:8080", http)
+		}
+		s.httpAsked = true
 	}
 	switch {
 	case s.devices < 1 || s.devices > demo.MaxDevices:
@@ -83,13 +94,16 @@ func (s *demoSettings) check(listen string) error {
 	return nil
 }
 
+// demoHTTPPort is where the demo takes HTTP requests, if it can.
+const demoHTTPPort = 8080
+
 // config returns the proxy's configuration, as text and read.
-func (s *demoSettings) config(listen, group netip.AddrPort) ([]byte, *config.Config, error) {
+func (s *demoSettings) config(listen, http, group netip.AddrPort) ([]byte, *config.Config, error) {
 	level := config.LogWarn
 	if s.verbose {
 		level = config.LogDebug
 	}
-	text, err := demo.Proxy{Listen: listen, Group: group, Leisure: s.leisure, LogLevel: string(level)}.Config()
+	text, err := demo.Proxy{Listen: listen, HTTP: http, Group: group, Leisure: s.leisure, LogLevel: string(level)}.Config()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -98,7 +112,7 @@ func (s *demoSettings) config(listen, group netip.AddrPort) ([]byte, *config.Con
 }
 
 func printDemoConfig(io stdio, s demoSettings) error {
-	text, _, err := s.config(s.listen, demo.DefaultGroup())
+	text, _, err := s.config(s.listen, s.http, demo.DefaultGroup())
 	if err == nil {
 		_, err = io.out.Write(text)
 	}
@@ -111,7 +125,7 @@ func runDemonstration(ctx context.Context, io stdio, s demoSettings) error {
 	if s.listen.Addr().IsUnspecified() && s.listen.Port() == wanted.Port() {
 		wanted = netip.AddrPortFrom(wanted.Addr(), 0) // leave the port to the proxy
 	}
-	_, c, err := s.config(s.listen, wanted)
+	_, c, err := s.config(s.listen, s.http, wanted)
 	if err != nil {
 		return err
 	}
@@ -133,7 +147,7 @@ func runDemonstration(ctx context.Context, io stdio, s demoSettings) error {
 	defer func() { p.stop(c.Limits.Grace) }()
 
 	show := demonstration{out: io.out, program: s.program, devices: devices.Devices(), group: devices.Addr(),
-		proxy: reachable(p.listeners[0]), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
+		proxy: reachable(p.listeners[0]), http: reachable(p.listeners[1]), httpWanted: s.http.Port(), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
 	show.introduce()
 	switch server, err := show.ask(ctx, log.Named("client")); {
 	case ctx.Err() != nil:
@@ -159,7 +173,11 @@ func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log
 	if !s.listenAsked && isTaken(listen) {
 		listen = netip.AddrPortFrom(listen.Addr(), 0)
 	}
-	_, c, err := s.config(listen, group)
+	http := s.http
+	if !s.httpAsked && isTakenTCP(http) {
+		http = netip.AddrPortFrom(http.Addr(), 0)
+	}
+	_, c, err := s.config(listen, http, group)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -173,6 +191,14 @@ func isTaken(addr netip.AddrPort) bool {
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
 	if err == nil {
 		_ = conn.Close()
+	}
+	return errors.Is(err, syscall.EADDRINUSE)
+}
+
+func isTakenTCP(addr netip.AddrPort) bool {
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+	if err == nil {
+		_ = l.Close()
 	}
 	return errors.Is(err, syscall.EADDRINUSE)
 }

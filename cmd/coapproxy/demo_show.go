@@ -25,7 +25,10 @@ type demonstration struct {
 	devices []demo.Device
 	group   netip.AddrPort
 	proxy   netip.AddrPort
-	timeout uint32 // Multicast-Timeout of the requests, in seconds
+	// http is where it takes HTTP requests, httpWanted the port it was to have.
+	http       netip.AddrPort
+	httpWanted uint16
+	timeout    uint32 // Multicast-Timeout of the requests, in seconds
 }
 
 func (d *demonstration) printf(format string, args ...any) { fmt.Fprintf(d.out, format, args...) }
@@ -48,7 +51,12 @@ func (d *demonstration) introduce() {
 		}
 	}
 	d.printf("  %-12s  %-24s  (multicast: every device hears it)\n", "the group", uriOf(d.group))
-	d.printf("  %-12s  %-24s  (unicast: where clients ask)\n\n", "the proxy", uriOf(d.proxy))
+	d.printf("  %-12s  %-24s  (unicast: where clients ask)\n", "the proxy", uriOf(d.proxy))
+	note := "the same proxy, for HTTP clients"
+	if d.httpWanted != 0 && d.http.Port() != d.httpWanted {
+		note = fmt.Sprintf("port %d is taken", d.httpWanted)
+	}
+	d.printf("  %-12s  %-24s  (%s)\n\n", "its web side", "http://"+d.http.String(), note)
 }
 
 // ask sends one group request through the proxy, as any client would, prints
@@ -98,11 +106,21 @@ func (d *demonstration) suggest(server string) {
 		{"the same again", group + " GET " + uriOf(d.group) + "/temp"},
 		{"all the lights on", group + " --payload on PUT " + uriOf(d.group) + "/light"},
 		{"one of them alone, by its Reply-From", through + " GET " + server + "/light"},
+		{"all of them over HTTP", shellWords("curl", "http://"+localhost(d.http)+"/hc/"+uriOf(d.group)+"/temp", "-H",
+			fmt.Sprintf("Multicast-Timeout: %d", d.timeout))},
 	} {
 		d.printf("  %d. %s\n     %s\n", i+1, try.what, try.command)
 	}
 	d.printf("\nCtrl-C ends it. %s shows the proxy's log as well, %s its configuration.\n",
 		shellWords(d.program, "demo", "--verbose"), "--print-config")
+}
+
+// localhost is an authority that is easy to type.
+func localhost(a netip.AddrPort) string {
+	if a.Addr() == netip.AddrFrom4([4]byte{127, 0, 0, 1}) {
+		return fmt.Sprintf("localhost:%d", a.Port())
+	}
+	return a.String()
 }
 
 // uriOf is the coap URI of an address, without a default port.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"regexp"
@@ -109,12 +111,28 @@ func TestDemo(t *testing.T) {
 	}
 
 	commands := regexp.MustCompile(`(?m)^ {5}(.*)$`).FindAllStringSubmatch(out.String(), -1)
-	require.Len(t, commands, 3)
-	for _, c := range commands {
+	require.Len(t, commands, 4)
+	for _, c := range commands[:3] {
 		require.True(t, strings.HasPrefix(c[1], shellWords(os.Args[0], "request", "--via")), c[1])
 	}
 	require.Empty(t, errs.String(), "nothing to warn about")
 
+	t.Run("over HTTP", func(t *testing.T) {
+		found := regexp.MustCompile(`^curl (http://localhost:\d+/hc/coap://224\.0\.1\.187(?::\d+)?/temp) -H 'Multicast-Timeout: 2'$`).FindStringSubmatch(commands[3][1])
+		require.NotNil(t, found, commands[3][1])
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, found[1], nil)
+		require.NoError(t, err)
+		r.Header.Set("Multicast-Timeout", "2")
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		p, err := client.Do(r)
+		require.NoError(t, err)
+		defer p.Body.Close()
+		require.Equal(t, http.StatusOK, p.StatusCode)
+		text, err := io.ReadAll(p.Body)
+		require.NoError(t, err)
+		require.Equal(t, 5, strings.Count(string(text), "HTTP/1.1 200 OK\r\n"), "%s", text)
+		require.Equal(t, 5, strings.Count(string(text), " °C\r\n"))
+	})
 	t.Run("commands work", func(t *testing.T) {
 		for i, want := range []struct {
 			responses int
@@ -180,6 +198,21 @@ func occupy(t *testing.T, addr string) {
 	}
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
+}
+
+func TestDemoTakesAnotherPortForHTTP(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:8080")
+	if err == nil {
+		t.Cleanup(func() { _ = l.Close() })
+	}
+	out, errs, stop := startDemo(t, oneHeard, "--leisure", "0", "--devices", "1")
+	require.Regexp(t, `its web side +http://127\.0\.0\.1:\d+ +\(port 8080 is taken\)`, out.String())
+	require.Empty(t, errs.String())
+	require.Equal(t, exitOK, stop())
+
+	var failed, why bytes.Buffer
+	require.Equal(t, exitFailed, runDemo(t.Context(), stdio{nil, &failed, &why}, []string{"--http", "127.0.0.1:8080"}), "no other port will do")
+	require.Contains(t, why.String(), "listen on http://127.0.0.1:8080")
 }
 
 func TestDemoTakesOtherPorts(t *testing.T) {
@@ -268,6 +301,7 @@ func TestDemoUsage(t *testing.T) {
 		{"--leisure 61s", "--leisure 1m1s: not 0 to 1m0s"},
 		{"--listen 5683", `--listen "5683": write e.g. 127.0.0.1:5683`},
 		{"--listen 224.0.1.187:5683", `--listen "224.0.1.187:5683": write`},
+		{"--http 8080", `--http "8080": write e.g. 127.0.0.1:8080`},
 		{"--seed x", "invalid value"},
 		{"more", "wrong number of arguments"},
 	} {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"coapproxy/config"
 	"coapproxy/endpoint"
 	"coapproxy/exchange"
+	"coapproxy/httpbridge"
 	"coapproxy/membership"
 	"coapproxy/multicast"
 	"coapproxy/proxy"
@@ -31,6 +33,8 @@ type generation struct {
 	config      *config.Config
 	members     membership.Groups
 	secrets     secrets
+	web         *httpbridge.Front // nil without a listener for HTTP
+	webCert     *tls.Certificate  // nil without one for https
 
 	route  *proxy.Route
 	names  *proxy.Names
@@ -95,6 +99,9 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	window.MaxTimeout = g.policy.MaxTimeout
 	g.entry = &proxy.Targets{Next: g.policy, Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is,
 		OwnNames: ownNames(c), Zone: zoneOf(c, p.heard), Engine: p.engine, Log: log.Named("target")}
+	if err := p.webOf(c, g, log.Named("http")); err != nil {
+		return nil, err
+	}
 	return g, prepareGroups(c, groupLeg, log)
 }
 
@@ -105,6 +112,7 @@ func (p *runningProxy) serve(g *generation) {
 	p.config.Store(g.config)
 	p.exit.To(g.exit)
 	p.front.Serve(g.entry, g.policy)
+	p.http.serve(g)
 	p.generation = g
 }
 

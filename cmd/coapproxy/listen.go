@@ -31,6 +31,8 @@ func (p *runningProxy) listen(c *config.Config, log *zap.Logger) error {
 		switch l.Scheme {
 		case "coap", "coaps":
 			o, err = p.datagrams(c, l, log)
+		case "http", "https":
+			o, err = p.listenHTTP(c, l, log)
 		default:
 			o, err = connections(p.ctx, l, streams, log)
 		}

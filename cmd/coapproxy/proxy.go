@@ -16,6 +16,7 @@ import (
 	"coapproxy/control"
 	"coapproxy/endpoint"
 	"coapproxy/exchange"
+	"coapproxy/httpbridge"
 	"coapproxy/membership"
 	"coapproxy/metrics"
 	"coapproxy/multicast"
@@ -45,6 +46,7 @@ type runningProxy struct {
 	own      *ownAddresses
 
 	front  *proxy.Front
+	http   httpSide
 	stored exchange.Handler
 	exit   exchange.Switch
 	save   func() // keeps the stored responses for the next start
@@ -64,6 +66,7 @@ type stats struct {
 	streams  endpoint.StreamStats
 	groups   multicast.Stats
 	fronts   proxy.Stats
+	http     httpbridge.Stats
 	bodies   blockwise.Stats
 	blocks   blockwise.DownstreamStats
 	control  control.Stats
@@ -76,8 +79,10 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("group", &s.groups, nil)
 	r.Register("blockwise", &s.bodies, nil)
 	r.Register("blockwise", &s.blocks, nil)
-	r.Register("proxy", &s.fronts, func(i int) string { return exchange.Reason(i).String() })
 	r.Register("control", &s.control, nil)
+	reasons := func(i int) string { return exchange.Reason(i).String() }
+	r.Register("proxy", &s.fronts, reasons)
+	r.Register("http", &s.http, reasons)
 }
 
 // startProxy makes a proxy of a configuration and starts it. It runs until stop
@@ -124,7 +129,7 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 func (p *runningProxy) stop(grace time.Duration) int {
 	over := make(chan struct{})
 	timer := time.AfterFunc(grace, func() { close(over) })
-	left := p.front.Drain(over)
+	left := p.drain(over)
 	timer.Stop()
 	p.close()
 	p.save()

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"coapproxy/access"
+	"coapproxy/config"
+	"coapproxy/exchange"
+	"coapproxy/httpbridge"
+)
+
+// httpSide is what of HTTP lives as long as the proxy.
+type httpSide struct {
+	front     *httpbridge.Front // of the generation that serves; nil without HTTP
+	listeners []*httpbridge.Listener
+	cert      atomic.Pointer[tls.Certificate]
+}
+
+// serve makes the front of g get the requests.
+func (h *httpSide) serve(g *generation) {
+	h.front = g.web
+	if g.webCert != nil {
+		h.cert.Store(g.webCert)
+	}
+	for _, l := range h.listeners {
+		l.To(g.web)
+	}
+}
+
+// webOf makes the HTTP front of a generation.
+func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) error {
+	schemes := make(map[string]bool)
+	for _, l := range c.Listen {
+		schemes[l.Scheme] = true
+	}
+	if !schemes["http"] && !schemes["https"] {
+		return nil
+	}
+	h := &c.HTTP
+	clients, err := httpClients(c, g.policy, log)
+	if err != nil {
+		return err
+	}
+	routes := make([]httpbridge.Route, len(h.Routes))
+	for i, r := range h.Routes {
+		routes[i] = httpbridge.Route{Host: r.Host, Path: r.Path, Target: r.Target,
+			Timeout: exchange.Timeout{Seconds: uint32(r.MulticastTimeout / time.Second), Present: r.MulticastTimeout > 0}}
+	}
+	newFront := httpbridge.NewFront
+	if p.http.front != nil {
+		newFront = p.http.front.Successor
+	}
+	g.web, err = newFront(httpbridge.Config{Next: g.entry, Clients: clients, Numbers: p.numbers, Engine: p.engine,
+		Mapping: httpbridge.Mapping{Prefix: h.Prefix, Templates: h.Templates, DefaultScheme: h.DefaultScheme, Forward: h.ForwardProxy, Routes: routes},
+		Media:   httpbridge.Media{Loose: h.LooseMediaTypes, PassThrough: h.CoAPPayload},
+		Origins: httpbridge.Origins{Allow: h.CORS.Origins, Credentials: h.CORS.Credentials, MaxAge: h.CORS.MaxAge,
+			Hosts: append(slices.Clone(h.HostNames), c.Proxy.OwnNames...)},
+		Limits: httpbridge.Limits{Exchanges: h.Limits.Exchanges, ClientExchanges: h.Limits.ClientExchanges,
+			RequestBody: int(h.Limits.Body), ResponseBody: int(h.Limits.Response), BatchBytes: int(h.Limits.BatchBytes), BatchParts: h.Limits.BatchParts,
+			QueueBytes: int(h.Limits.QueueBytes), QueueParts: h.Limits.QueueParts, TotalBytes: int(h.Limits.TotalBytes),
+			ReceiveTimeout: h.Limits.BodyTimeout, SendTimeout: h.Limits.SendTimeout},
+		Identifier: viaName(identifierOf(c)), Query: h.Query, SecureFromPlain: h.SecureFromPlain, ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom,
+		Stats: &p.stats.http, Log: log})
+	if err != nil {
+		return fmt.Errorf("http: %w", err)
+	}
+	if schemes["https"] {
+		cert, err := tls.LoadX509KeyPair(h.Certificate, h.Key)
+		if err != nil {
+			return fmt.Errorf("http.certificate: %w", err)
+		}
+		g.webCert = &cert
+	}
+	return nil
+}
+
+// viaName is the name of this proxy in Via fields (HC-106).
+func viaName(identifier string) string {
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune(" ,()", r) {
+			return '-'
+		}
+		return r
+	}, identifier)
+}
+
+// httpClients tells who HTTP clients are: by the same entries as CoAP clients
+// (HC-100).
+func httpClients(c *config.Config, policy *access.Policy, log *zap.Logger) (*httpbridge.Authentication, error) {
+	out := &httpbridge.Authentication{Client: policy.IdentifyHTTP, PlainCredentials: c.HTTP.PlainCredentials,
+		Network: func(peer netip.AddrPort) *exchange.Identity { return policy.Identify(peer, nil) },
+		Certificate: func(cert *x509.Certificate) *exchange.Identity { // no network stands in for it
+			return policy.Identify(netip.AddrPort{}, exchange.CertificateSecurity(cert))
+		}}
+	if c.Credentials.HTTP == "" {
+		return out, nil
+	}
+	var err error
+	if out.Credentials, err = httpbridge.LoadCredentials(c.Credentials.HTTP); err != nil {
+		return nil, err
+	}
+	known := make(map[string]bool)
+	for _, name := range out.Credentials.Clients() {
+		known[name] = true
+		if policy.IdentifyHTTP(name) == nil {
+			log.Warn("a token or password belongs to no client", zap.String("file", c.Credentials.HTTP), zap.String("name", name))
+		}
+	}
+	for i := range c.Clients {
+		if name := c.Clients[i].HTTP; name != "" && !known[name] {
+			return nil, fmt.Errorf("client %s: %s has no token or password for %s", c.Clients[i].Name, c.Credentials.HTTP, name)
+		}
+	}
+	return out, nil
+}
+
+// webTLS is what https listeners need for TLS.
+func (p *runningProxy) webTLS(h *config.HTTP) (*httpbridge.TLSConfig, error) {
+	out := &httpbridge.TLSConfig{NoHTTP3: !h.HTTP3,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.http.cert.Load(), nil }}
+	if h.ClientCA == "" {
+		return out, nil
+	}
+	text, err := os.ReadFile(h.ClientCA)
+	if err != nil {
+		return nil, fmt.Errorf("http.client_ca: %w", err)
+	}
+	out.ClientCAs = x509.NewCertPool()
+	if !out.ClientCAs.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("http.client_ca: %s has no certificate in PEM", h.ClientCA)
+	}
+	return out, nil
+}
+
+// httpGrace is how long responses that are being written may take after the
+// exchanges have ended.
+const httpGrace = 500 * time.Millisecond
+
+// listenHTTP opens a listener for HTTP.
+func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, log *zap.Logger) (opened, error) {
+	limits := &c.HTTP.Limits
+	settings := httpbridge.ListenConfig{Addr: l.Addr, Front: p.http.front, MaxHeader: int(limits.Header), MaxConns: limits.Connections,
+		MaxPeerConns: limits.PeerConnections, MaxStreams: limits.Streams, HeaderTimeout: limits.HeaderTimeout,
+		IdleTimeout: limits.IdleTimeout, Grace: httpGrace, Log: log.Named("http")}
+	if l.Scheme == "https" {
+		var err error
+		if settings.TLS, err = p.webTLS(&c.HTTP); err != nil {
+			return opened{}, err
+		}
+	}
+	listener, err := httpbridge.Listen(settings)
+	if err != nil {
+		return opened{}, err
+	}
+	p.http.listeners = append(p.http.listeners, listener)
+	uri := zap.String("uri", l.Scheme+"://"+listener.Addr().String())
+	return opened{addr: listener.Addr(), close: listener.Close, ready: func() { log.Info("listening", uri) }, serve: func() {
+		if err := listener.Serve(p.ctx); err != nil && p.ctx.Err() == nil {
+			log.Error("listener ended", uri, zap.Error(err))
+		}
+	}}, nil
+}
+
+// drain is Front.Drain of both fronts at once.
+func (p *runningProxy) drain(over <-chan struct{}) (left int) {
+	if p.http.front == nil {
+		return p.front.Drain(over)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-over:
+			cancel(errors.New("the time is over"))
+		case <-ctx.Done():
+		}
+	}()
+	http := make(chan int, 1)
+	go func() { http <- p.http.front.Drain(ctx) }()
+	left = p.front.Drain(over)
+	return left + <-http
+}

@@ -1,0 +1,80 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"coapproxy/config"
+)
+
+func TestHTTPListeners(t *testing.T) {
+	c, err := parse("listen: [\"http://127.0.0.1\", \"https://[::1]\", \"HTTP://127.0.0.1:8080\"]\nhttp: {certificate: c.pem, key: k.pem}\n")
+	require.NoError(t, err)
+	require.Equal(t, "http://127.0.0.1:80", c.Listen[0].String())
+	require.Equal(t, "https://[::1]:443", c.Listen[1].String())
+	require.Equal(t, "http://127.0.0.1:8080", c.Listen[2].String())
+	require.Equal(t, "/hc/", c.HTTP.Prefix)
+	require.True(t, c.HTTP.HTTP3)
+}
+
+func TestHTTPProblems(t *testing.T) {
+	for name, tt := range map[string]struct{ text, want string }{
+		"no certificate": {"listen: [\"https://127.0.0.1\"]\n",
+			"c.yaml:1: listen[0]: https needs a certificate and its key; write http: {certificate: FILE, key: FILE}"},
+		"half a certificate": {"http:\n  key: k.pem\n",
+			"c.yaml:1: http.certificate: a certificate and its key belong together; write both, or none"},
+		"same TCP port": {"listen:\n- http://127.0.0.1:5683\n- coap+tcp://127.0.0.1\n- coap://127.0.0.1\n",
+			"c.yaml:3: listen[1]: coap+tcp://127.0.0.1:5683 is listen[0] in line 2 too; remove one of them"},
+		"prefix": {"http: {prefix: hc}\n",
+			"c.yaml:1: http.prefix: hc is not the path of a base; write a path that begins and ends with a slash, e.g. /hc/"},
+		"template (HC-9)": {"http:\n  templates: [\"forward/{+tu}\", \"?s={s}\"]\n",
+			`c.yaml:2: http.templates[1]: ?s={s} is not a template; write e.g. "?s={+s}&hp={+hp}&p={+p}&q={+q}", with the variables tu, or s, hp, p, q and qq`},
+		"scheme": {"http: {default_scheme: ftp}\n",
+			"c.yaml:1: http.default_scheme: ftp is not a known value; write one of coap, coaps, coap+tcp, coaps+tcp, coap+ws, coaps+ws"},
+		"route (HC-10)": {"http:\n  routes:\n  - path: lamps\n    target: http://192.0.2.1\n    multicast_timeout: 1500ms\n  - path: /a\n    host: \"x y\"\n    target: coap://192.0.2.1/a?b\n  - path: /b\n    target: coap://192.0.2.1\n  - path: /b/\n    target: coap://192.0.2.2\n  - path: /c\n",
+			"c.yaml:3: http.routes[0].path: lamps is not a path; write e.g. /lamps\n" +
+				"c.yaml:4: http.routes[0].target: http://192.0.2.1 is not a CoAP URI without query; write e.g. coap://224.0.1.187/light\n" +
+				"c.yaml:5: http.routes[0].multicast_timeout: 1.5s is not a whole number of seconds; write e.g. 2s\n" +
+				"c.yaml:7: http.routes[1].host: \"x y\" is neither a host name nor an IP address; write e.g. lamps.example\n" +
+				"c.yaml:8: http.routes[1].target: coap://192.0.2.1/a?b is not a CoAP URI without query; write e.g. coap://224.0.1.187/light\n" +
+				"c.yaml:11: http.routes[3].path: /b/ is http.routes[2].path in line 9 too; remove one of them\n" +
+				"c.yaml:13: http.routes[4].target: missing; write e.g. coap://224.0.1.187/light"},
+		"origins (HC-90)": {"http:\n  cors:\n    origins: [\"*\", dashboard.example, \"https://a.example/\"]\n    credentials: true\n    max_age: 25h\n",
+			"c.yaml:3: http.cors.origins[0]: * together with credentials; name the origins\n" +
+				"c.yaml:3: http.cors.origins[1]: dashboard.example is not an origin; write e.g. https://dashboard.example or http://localhost:3000\n" +
+				"c.yaml:3: http.cors.origins[2]: https://a.example/ is not an origin; write e.g. https://dashboard.example or http://localhost:3000\n" +
+				"c.yaml:5: http.cors.max_age: 25h is out of range; write a value from 0s to 24h"},
+		"host names": {"http: {host_names: [\"a b\"]}\n",
+			"c.yaml:1: http.host_names[0]: \"a b\" is not a host name; write e.g. gateway.example"},
+		"limits (HC-97)": {"http:\n  limits: {header: 1, body: 0, exchanges: 0, idle_timeout: 0}\n",
+			"c.yaml:2: http.limits.header: 1 is out of range; write a value from 1KiB to 1MiB\n" +
+				"c.yaml:2: http.limits.body: 0 is out of range; write a value from 1 to 64MiB\n" +
+				"c.yaml:2: http.limits.exchanges: 0 is out of range; write a value from 1 to 1048576\n" +
+				"c.yaml:2: http.limits.idle_timeout: 0s is out of range; write a value from 1s to 1h"},
+		"names without a file": {"clients:\n- name: c\n  http: dashboard\n",
+			"c.yaml:3: clients[0].http: there is no file of tokens and passwords; write credentials: {http: FILE}"},
+		"a name twice": {"credentials: {http: f}\nclients:\n- name: a\n  http: x\n- name: b\n  http: x\n",
+			"c.yaml:6: clients[1].http: x is clients[0].http in line 4 too; give it to one client"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parse(tt.text)
+			require.EqualError(t, err, tt.want)
+		})
+	}
+}
+
+// Files are named relative to the configuration.
+func TestHTTPFiles(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "x.yaml")
+	require.NoError(t, os.WriteFile(path, []byte("credentials: {http: tokens}\nhttp: {certificate: a/c.pem, key: /k.pem, client_ca: ca.pem}\n"), 0o600))
+	c, err := config.Load(path)
+	require.NoError(t, err)
+	require.Equal(t, []string{filepath.Join(dir, "tokens"), filepath.Join(dir, "a/c.pem"), "/k.pem", filepath.Join(dir, "ca.pem")},
+		[]string{c.Credentials.HTTP, c.HTTP.Certificate, c.HTTP.Key, c.HTTP.ClientCA})
+	require.Equal(t, 10*time.Minute, c.HTTP.CORS.MaxAge)
+}

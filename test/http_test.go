@@ -1,0 +1,184 @@
+package test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"coapproxy/test/internal/coap"
+)
+
+// authority makes certificates for one test.
+type authority struct {
+	t    *testing.T
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{t: t, dir: t.TempDir()}
+	var err error
+	a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	a.cert = a.write("ca", &x509.Certificate{Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign}, nil, a.key)
+	return a
+}
+
+// issue writes NAME.pem and NAME.key and returns their paths.
+func (a *authority) issue(name string, template x509.Certificate) (cert, key string) {
+	a.t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(a.t, err)
+	a.write(name, &template, a.cert, private)
+	return a.path(name + ".pem"), a.path(name + ".key")
+}
+
+// server is a certificate for the loopback addresses.
+func (a *authority) server() (cert, key string) {
+	return a.issue("server", x509.Certificate{Subject: pkix.Name{CommonName: "proxy"}, DNSNames: []string{"localhost", "gw.example"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+}
+
+func (a *authority) path(name string) string { return filepath.Join(a.dir, name) }
+
+func (a *authority) write(name string, template, parent *x509.Certificate, private *ecdsa.PrivateKey) *x509.Certificate {
+	a.t.Helper()
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
+	if parent == nil {
+		parent = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &private.PublicKey, a.key)
+	require.NoError(a.t, err)
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(a.t, err)
+	require.NoError(a.t, os.WriteFile(a.path(name+".pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	require.NoError(a.t, os.WriteFile(a.path(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600))
+	out, err := x509.ParseCertificate(der)
+	require.NoError(a.t, err)
+	return out
+}
+
+// web are the settings of a proxy with HTTP listeners: addrs[1] is http,
+// addrs[2] https.
+func web(a *authority, top, client string) settings {
+	cert, key := a.server()
+	return settings{listen: "- coap://127.0.0.1:0\n- http://127.0.0.1:0\n- https://127.0.0.1:0", client: client,
+		top: fmt.Sprintf("http:\n  certificate: %s\n  key: %s\n  client_ca: %s\n%s", cert, key, a.path("ca.pem"), indent("  ", top))}
+}
+
+// curl runs curl, which must succeed; the result has the response with its
+// header.
+func curl(t *testing.T, args ...string) string {
+	t.Helper()
+	out := run(t, here, append([]string{"curl", "-siS", "--globoff", "--max-time", "30"}, args...)...)
+	require.Zero(t, out.code, "curl %q: %s", args, out.stderr)
+	return out.stdout
+}
+
+// A group over HTTP/1.1, and over HTTP/2 and TLS: one batch with a part for
+// every member (HC-2, HC-77, HC-79).
+func TestHTTPGroup(t *testing.T) {
+	t.Parallel()
+	servers, group := members(t, 3, content)
+	a := newAuthority(t)
+	p := startProxy(t, group, web(a, "", ""))
+	for version, base := range map[string][]string{
+		"HTTP/1.1": {"http://" + p.addrs[1].String()},
+		"HTTP/2":   {"--http2", "--cacert", a.path("ca.pem"), "https://" + p.addrs[2].String()},
+	} {
+		last := len(base) - 1
+		args := append(append([]string{}, base[:last]...), base[last]+"/hc/"+groupURI(group, "/temp"), "-H", "Multicast-Timeout: 1")
+		text := curl(t, args...)
+		require.True(t, strings.HasPrefix(text, version+" 200"), text)
+		require.Regexp(t, `(?i)content-type: multipart/mixed; boundary=`, text)
+		for _, s := range servers {
+			require.Contains(t, text, "Content-Location: coap://"+s.addr().String()+"/temp\r\n")
+			require.Contains(t, text, "\r\n\r\n"+fmt.Sprintf("member%d/temp", s.addr().Addr().As4()[3])+"\r\n--")
+		}
+		require.Len(t, regexp.MustCompile(`Reply-From: :[A-Za-z0-9+/]+=*:\r\n`).FindAllString(text, -1), 3)
+		require.Len(t, regexp.MustCompile(`\r\nHTTP/1\.1 200 OK\r\n`).FindAllString(text, -1), 3)
+	}
+	// HC-74, HC-76.
+	text := curl(t, "http://"+p.addrs[1].String()+"/hc/"+groupURI(group, "/temp"))
+	require.Regexp(t, `^HTTP/1\.1 400 Bad Request\r\n(.*\r\n)*Multicast-Timeout: \r\n`, text)
+	before := len(servers[0].requests())
+	require.Regexp(t, `^HTTP/1\.1 204 `, curl(t, "http://"+p.addrs[1].String()+"/hc/"+groupURI(group, "/temp"), "-H", "Multicast-Timeout: 0"))
+	eventually(t, func() bool { return len(servers[0].requests()) == before+1 }, "the request without responses")
+}
+
+// One server over HTTP: the raw request target keeps its two slashes (HC-5),
+// methods, bodies and codes are translated (HC-20).
+func TestHTTPForward(t *testing.T) {
+	t.Parallel()
+	origin := single(t, content)
+	p := startProxy(t, group0, web(newAuthority(t), "", forwarding.client))
+	base := "http://" + p.addrs[1].String()
+	target := "coap://" + origin.addr().String() + "/a%20b?q=1"
+	for _, url := range []string{base + "/hc/" + target, base + "/hc/?target_uri=" + target} {
+		text := curl(t, url)
+		require.True(t, strings.HasPrefix(text, "HTTP/1.1 200 OK\r\n"), text)
+		require.True(t, strings.HasSuffix(text, "\r\n\r\nserver/a b"), text)
+	}
+	requests := origin.requests()
+	require.Len(t, requests, 2)
+	for _, r := range requests {
+		require.Equal(t, coap.GET, r.Code)
+		require.Equal(t, []coap.Option{coap.Opt(coap.URIPath, "a b"), coap.Opt(coap.URIQuery, "q=1"), coap.Uint(coap.HopLimit, 16)}, r.Options) // HC-106
+	}
+	curl(t, "-X", "PUT", "-H", "Content-Type: text/plain", "-d", "on", base+"/hc/"+target)
+	put := origin.requests()[2]
+	require.Equal(t, coap.PUT, put.Code)
+	require.Equal(t, "on", string(put.Payload))
+	require.Contains(t, curl(t, "-d", "on", base+"/hc/"+target), "HTTP/1.1 415 ") // HC-41
+	require.Contains(t, curl(t, base+"/hc/coap://192.0.2.1/"), "HTTP/1.1 403 ")   // HC-101
+	require.Contains(t, curl(t, base+"/other"), "HTTP/1.1 404 ")
+	require.Contains(t, curl(t, base+"/openapi.json"), `"openapi"`)
+}
+
+// Clients that prove who they are: with a token or a password over TLS; others
+// get 401, and nobody's token is taken without TLS (HC-100, HC-75).
+func TestHTTPCredentials(t *testing.T) {
+	t.Parallel()
+	origin := single(t, content)
+	a := newAuthority(t)
+	file := filepath.Join(t.TempDir(), "tokens")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, "dashboard bearer %x\n"+
+		"alice basic alice $2y$05$J0k2Dsd5LGFq.EdgD7fn.OISOIwIIdJeFrLlDKfwDrhXvXCZQnGQ2\n", sha256.Sum256([]byte("s3cret-token"))), 0o600))
+	s := web(a, "", "")
+	s.clients = "- name: dashboard\n  http: dashboard\n  forward: [\"coap://127.0.0.0/8:*\"]\n- name: nobody\n  networks: [192.0.2.0/24]"
+	s.top += "credentials: {http: " + file + "}"
+	p := startProxy(t, group0, s)
+	url := "/hc/coap://" + origin.addr().String() + "/x"
+	secure := []string{"--cacert", a.path("ca.pem"), "https://" + p.addrs[2].String() + url}
+
+	text := curl(t, secure...)
+	require.True(t, strings.HasPrefix(text, "HTTP/2 401"), text)
+	require.Contains(t, text, "www-authenticate: Bearer")
+	text = curl(t, append(secure, "-H", "Authorization: Bearer s3cret-token")...)
+	require.True(t, strings.HasPrefix(text, "HTTP/2 200"), text)
+	require.Contains(t, text, "cache-control: private") // HC-51
+	require.Contains(t, curl(t, append(secure, "-H", "Authorization: Bearer wrong")...), "HTTP/2 401")
+	text = curl(t, "-H", "Authorization: Bearer s3cret-token", "http://"+p.addrs[1].String()+url)
+	require.True(t, strings.HasPrefix(text, "HTTP/1.1 403"), text)
+	require.NotContains(t, p.text(), "s3cret")
+	p.waitFor(`belongs to no client.*alice`)
+}
