@@ -44,6 +44,13 @@ type ClientConfig struct {
 	Queue int
 	// TimeoutCON and TimeoutNON bound the wait for a response (FP-32).
 	TimeoutCON, TimeoutNON time.Duration
+	// Observations bounds the observations; a registration beyond it is sent as a
+	// plain request, so that its client gets one response (RFC 7641 §4.1).
+	Observations int
+	// GroupStop are the options of the request that ends a group request at a
+	// next hop before its T' is over, with the same Token (GP-40); nil: it is
+	// left to run, and an observation is deregistered.
+	GroupStop message.Options
 	// Ports bounds the source ports per address family (FP-91).
 	Ports int
 	// Servers bounds the servers without outstanding requests that are
@@ -63,10 +70,12 @@ type Client struct {
 	closed  bool
 	calls   map[uint64]*call
 	servers *simplelru.LRU[netip.AddrPort, *server]
-	busy    map[netip.AddrPort]*server // with outstanding calls and no longer in servers
+	busy    map[netip.AddrPort]*server // with outstanding or open calls and no longer in servers
 	lanes   [2]*idLanes                // IPv4, IPv6
 	ports   [2][]*Endpoint             // IPv4, IPv6
 	tokens  *rand.ChaCha8
+	// observations are the calls that observe.
+	observations int
 }
 
 // server is what is known of one server.
@@ -76,6 +85,7 @@ type server struct {
 	lane        *idLane
 	outstanding int
 	waiting     []*call
+	standing    int // open calls
 }
 
 // NewClient returns a Client whose goroutines end when ctx does; Wait waits
@@ -88,7 +98,7 @@ func NewClient(ctx context.Context, config ClientConfig) (*Client, error) {
 	c := &Client{config: config, ctx: ctx, calls: make(map[uint64]*call), busy: make(map[netip.AddrPort]*server),
 		lanes: [2]*idLanes{newIDLanes(), newIDLanes()}, tokens: rand.NewChaCha8(seed)}
 	servers, err := simplelru.NewLRU(config.Servers, func(addr netip.AddrPort, s *server) {
-		if s.outstanding > 0 {
+		if s.outstanding > 0 || s.standing > 0 {
 			c.busy[addr] = s
 		}
 	})
@@ -111,6 +121,9 @@ func (c *Client) Wait() {
 	for _, k := range left {
 		delete(c.calls, k.token)
 		k.over.Store(true)
+		if k.open != nil {
+			c.forgetOpen(k)
+		}
 		k.server.outstanding, k.server.waiting = 0, nil
 	}
 	clear(c.busy)
@@ -143,6 +156,7 @@ type call struct {
 	over        atomic.Bool // it is out of the table
 	port        *Endpoint   // nil before its turn
 	id          uint16
+	open        *openCall // nil: it ends with its response
 }
 
 var _ exchange.Handler = (*Client)(nil)
@@ -155,7 +169,7 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		m.Type = message.NonConfirmable
 		timeout = c.config.TimeoutNON
 	}
-	k := &call{client: c, sink: w, name: r.Target.Host}
+	k := &call{client: c, sink: w, name: r.Target.Host, open: openCallOf(r, &m)}
 	k.deadline.Fire = k.expire
 	nstart := c.config.NStart(r.Target.Addr)
 	c.mu.Lock()
@@ -164,7 +178,7 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		return exchange.Fail(w, errClosing)
 	}
 	s := c.serverOf(r.Target.Addr)
-	wait := s.outstanding >= nstart
+	wait := s.outstanding >= max(nstart, 1)
 	if wait && len(s.waiting) >= c.config.Queue {
 		c.mu.Unlock()
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second})
@@ -172,7 +186,8 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	k.server = s
 	k.token = c.newToken()
 	c.calls[k.token] = k
-	c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(timeout))
+	c.admitOpen(k, &m)
+	c.config.Engine.Schedule(&k.deadline, k.open.expires(r.Arrival.Add(timeout)))
 	if wait {
 		k.waiting = true
 		k.request = &wire.Message{Type: m.Type, Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: bytes.Clone(m.Payload)}
@@ -219,6 +234,9 @@ func (c *Client) begin(k *call) error {
 	s := k.server
 	s.outstanding++
 	k.outstanding = true
+	if k.port != nil {
+		return c.beginAgain(k)
+	}
 	port, id, ok := s.lane.take(time.Now(), c.config.Ports)
 	if !ok {
 		c.config.Stats.PortsExhausted.Add(1)
@@ -229,6 +247,9 @@ func (c *Client) begin(k *call) error {
 		return err
 	}
 	k.port, k.id = e, id
+	if k.open != nil {
+		e.keptTokens.Add(1)
+	}
 	return nil
 }
 
@@ -271,9 +292,11 @@ func (c *Client) send(k *call, m *wire.Message, err error) {
 		}
 	}
 	if err != nil {
-		if c.take(k) {
-			k.end(err)
-		}
+		k.unsent(err)
+		return
+	}
+	if o := k.open; o != nil && o.silent && m.Type == message.NonConfirmable {
+		k.finish(nil)
 		return
 	}
 	if k.over.Load() { // while it was being sent: who ended it found nothing to settle
@@ -303,6 +326,9 @@ func (c *Client) take(k *call) bool {
 func (c *Client) remove(k *call) (*call, error) {
 	delete(c.calls, k.token)
 	k.over.Store(true)
+	if k.open != nil {
+		c.forgetOpen(k)
+	}
 	if k.waiting {
 		s := k.server
 		i := slices.Index(s.waiting, k)
@@ -322,7 +348,7 @@ func (c *Client) release(k *call) (*call, error) {
 	s := k.server
 	s.outstanding--
 	if len(s.waiting) == 0 {
-		if s.outstanding == 0 && len(c.busy) > 0 {
+		if s.outstanding == 0 && s.standing == 0 && len(c.busy) > 0 {
 			delete(c.busy, s.peer.Addr)
 		}
 		return nil, nil
@@ -345,6 +371,10 @@ func (c *Client) HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool {
 	if k == nil || k.port != e || k.server.peer.Addr != peer.Addr {
 		c.mu.Unlock()
 		return false
+	}
+	if k.open != nil {
+		c.openResponse(k, m)
+		return true
 	}
 	next, err := c.remove(k)
 	c.mu.Unlock()
@@ -369,26 +399,41 @@ func (k *call) end(err error) {
 	if k.port != nil {
 		k.port.Settle(k.server.peer.Addr, k.id)
 	}
+	if k.open != nil {
+		k.open.end(k.sink, err)
+		return
+	}
 	k.sink.End(err)
 }
 
-// Cancel implements exchange.Canceler.
-func (k *call) Cancel() {
+// finish ends the call unless somebody else has done so.
+func (k *call) finish(err error) {
 	if k.client.take(k) {
-		k.end(exchange.ErrCanceled)
+		k.end(err)
 	}
 }
 
-func (k *call) expire(time.Time) {
-	if k.client.take(k) {
-		k.end(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "no response from the server in time"})
+// Cancel implements exchange.Canceler.
+func (k *call) Cancel() { k.stop(exchange.ErrCanceled) }
+
+func (k *call) expire(now time.Time) {
+	if k.open != nil {
+		k.openExpired(now)
+		return
 	}
+	k.finish(errNoAnswer)
 }
+
+var errNoAnswer = &exchange.Failure{Reason: exchange.NoAnswer, Detail: "no response from the server in time"}
 
 // Acknowledged implements Watcher: the response will come separately, and the
 // next request need not wait for it (RFC 7252 §4.7).
 func (k *call) Acknowledged(uint16) {
 	if k.over.Load() {
+		return
+	}
+	if o := k.open; o != nil && o.silent {
+		k.finish(nil)
 		return
 	}
 	c := k.client
@@ -401,7 +446,15 @@ func (k *call) Acknowledged(uint16) {
 }
 
 // Failed implements Watcher.
-func (k *call) Failed(_ uint16, err error) {
+func (k *call) Failed(id uint16, err error) {
+	if k.open != nil && k.retries(int(id), err) {
+		return
+	}
+	k.fail(err)
+}
+
+// fail ends the call because its request cannot be delivered.
+func (k *call) fail(err error) {
 	if !k.client.take(k) {
 		return
 	}
@@ -427,6 +480,8 @@ func (c *Client) PeerGone(e *Endpoint, peer Peer, err error) {
 	}
 	c.mu.Unlock()
 	for _, k := range lost {
-		k.Failed(k.id, err)
+		if k.open == nil || !k.retries(sessionLost, err) {
+			k.fail(err)
+		}
 	}
 }

@@ -30,7 +30,7 @@ func (b *bed) client(change ...func(*endpoint.ClientConfig)) *endpoint.Client {
 			return host.Listen(netip.AddrPortFrom(wildcard, 0), memnet.Options{Errors: true})
 		},
 		NStart: func(netip.AddrPort) int { return 1 }, Queue: 3, TimeoutCON: 93 * time.Second, TimeoutNON: 30 * time.Second,
-		Ports: 4, Servers: 16}
+		Ports: 4, Servers: 16, Observations: 8}
 	for _, f := range change {
 		f(&config)
 	}
@@ -73,6 +73,7 @@ func (b *bed) ask(c *endpoint.Client, r *exchange.Request) (*sink, exchange.Canc
 type sink struct {
 	t       *testing.T
 	respond func() // called inside Respond
+	keeps   bool   // wants more than one response
 
 	mu        sync.Mutex
 	inside    bool
@@ -104,6 +105,9 @@ func (s *sink) Respond(p *exchange.Response) exchange.Verdict {
 	s.mu.Unlock()
 	if s.respond != nil {
 		s.respond()
+	}
+	if s.keeps {
+		return exchange.Continue
 	}
 	return exchange.Stop
 }

@@ -65,6 +65,10 @@ type Endpoint struct {
 	mu      sync.Mutex
 	pending map[messageKey]pending
 
+	// keptTokens counts the exchanges whose Token outlives a response: while there
+	// are any, repeated NON responses are dropped as with DedupResponses.
+	keptTokens atomic.Int32
+
 	// rx is lent to the RequestHandler; the reading goroutine's alone.
 	rx Reception
 
@@ -279,7 +283,7 @@ func (e *Endpoint) response(d *Datagram, m *wire.Message, now time.Time) {
 	}
 	confirmable := m.Type == message.Confirmable
 	entry := none
-	if confirmable || e.DedupResponses {
+	if confirmable || e.DedupResponses || e.keptTokens.Load() > 0 {
 		var old earlier
 		var seen bool
 		if entry, old, seen = e.dedup.beginResponse(receivedKey(d.Peer.key(), d.Path.Local, m.ID), confirmable, now); seen {
@@ -298,7 +302,13 @@ func (e *Endpoint) response(d *Datagram, m *wire.Message, now time.Time) {
 		if entry != none {
 			e.dedup.refuse(entry)
 		}
-		e.reject(d.Peer, d.Path, m.Type, m.ID)
+		typ := m.Type
+		if wire.Has(m.Options, wire.Observe) {
+			// Who observes no more says so to every notification, lest it goes on
+			// (FP-67, GP-66).
+			typ = message.Confirmable
+		}
+		e.reject(d.Peer, d.Path, typ, m.ID)
 	case confirmable:
 		e.ack(d.Peer, d.Path, m.ID)
 	}

@@ -62,6 +62,14 @@ func (l *idLane) take(now time.Time, ports int) (port int, id uint16, ok bool) {
 	return 0, 0, false
 }
 
+// takeOn is take for a source port that is in use already.
+func (l *idLane) takeOn(now time.Time, port int) (id uint16, ok bool) {
+	if port < 0 || port >= len(l.spaces) {
+		return 0, false
+	}
+	return l.spaces[port].take(now)
+}
+
 // idLanes chooses the lane of a server.
 type idLanes struct {
 	seed  maphash.Seed

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/plgd-dev/go-coap/v3/message"
 	"go.uber.org/zap"
 
 	"coapproxy/exchange"
@@ -38,6 +40,11 @@ type StreamClientConfig struct {
 	// Calls bounds the requests to one server that are waiting for the connection
 	// or the response (FP-35).
 	Calls int
+	// Observations bounds the observations; a registration beyond it is sent as a
+	// plain request.
+	Observations int
+	// GroupStop is as in ClientConfig.
+	GroupStop message.Options
 	// Unused is how long a connection without requests is kept.
 	Unused time.Duration
 	// RetryMin and RetryMax bound the pause after an attempt to connect that
@@ -59,6 +66,10 @@ type StreamClient struct {
 	failures *simplelru.LRU[serverKey, failedServer]
 	count    int // links that have not ended, those replaced included
 	tokens   *rand.ChaCha8
+	// observations are the calls that observe; adrift are those of them whose
+	// connection is lost.
+	observations int
+	adrift       map[*streamCall]struct{}
 }
 
 // serverKey tells servers apart: under another name another certificate counts.
@@ -82,19 +93,24 @@ type link struct {
 	// stream is nil until the server's CSM has arrived.
 	stream  *Stream
 	calls   map[uint64]*streamCall
-	waiting []*streamCall // for the CSM, in order; ended ones included
-	used    time.Time
-	unused  exchange.Deadline
-	ended   bool
+	waiting []*streamCall // for the CSM, in order
+	// standing are the calls that may stay for ever: established observations.
+	standing int
+	used     time.Time
+	unused   exchange.Deadline
+	ended    bool
 }
 
-// streamCall is one request. Who takes it out of link.calls owns its end.
+// streamCall is one request. Who takes it out of link.calls, or of
+// StreamClient.adrift, owns its end.
 type streamCall struct {
-	link     *link
+	client   *StreamClient
+	link     *link // guarded by the client's lock, replaced when it is lost
 	sink     exchange.Sink
 	token    uint64
 	deadline exchange.Deadline
 	request  *wire.Message // owned, while the call waits for the connection
+	open     *openCall     // nil: it ends with its response
 }
 
 const rememberedFailures = 1024
@@ -118,41 +134,60 @@ func NewStreamClient(ctx context.Context, config StreamClientConfig) (*StreamCli
 			return d.DialContext(ctx, "tcp", server.String())
 		}
 	}
-	return &StreamClient{config: config, ctx: ctx, links: make(map[serverKey]*link), failures: failures, tokens: rand.NewChaCha8(seed)}, nil
+	return &StreamClient{config: config, ctx: ctx, links: make(map[serverKey]*link), failures: failures, tokens: rand.NewChaCha8(seed),
+		adrift: make(map[*streamCall]struct{})}, nil
 }
 
 // Wait waits until all connections are gone, after the context has ended. No
 // Exchange may begin any more.
-func (c *StreamClient) Wait() { c.wg.Wait() }
+func (c *StreamClient) Wait() {
+	c.wg.Wait()
+	c.mu.Lock()
+	left := slices.Collect(maps.Keys(c.adrift))
+	c.mu.Unlock()
+	for _, k := range left {
+		k.endWith(errClosing)
+	}
+}
 
 // Exchange implements exchange.Handler.
 func (c *StreamClient) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	m := wire.Message{Code: r.Method, Options: r.Options, Payload: r.Payload}
-	k := &streamCall{sink: w}
+	k := &streamCall{client: c, sink: w, open: openCallOf(r, &m)}
 	k.deadline.Fire = k.expire
 	c.mu.Lock()
 	l, failure := c.linkTo(serverKey{r.Target.Scheme, r.Target.Host, r.Target.Addr})
-	if failure == nil && len(l.calls) >= c.config.Calls {
+	if failure == nil && len(l.calls)-l.standing >= c.config.Calls {
 		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second}
 	}
 	if failure != nil {
 		c.mu.Unlock()
 		return exchange.Fail(w, failure)
 	}
-	k.link, k.token = l, l.newToken()
-	l.calls[k.token] = k
-	l.used = time.Now()
-	stream := l.stream
+	k.token = l.newToken()
+	c.admitOpen(k, &m)
+	stream := l.enter(k)
 	if stream == nil {
 		k.request = &wire.Message{Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}
-		l.waiting = append(l.waiting, k)
 	}
+	c.config.Engine.Schedule(&k.deadline, k.open.expires(r.Arrival.Add(c.config.Timeout)))
 	c.mu.Unlock()
-	c.config.Engine.Schedule(&k.deadline, r.Arrival.Add(c.config.Timeout))
 	if stream != nil {
 		k.send(stream, &m)
 	}
 	return k
+}
+
+// enter has l carry k. It returns the connection, or nil if that is not open yet:
+// k.request is sent when it is. Called under the lock.
+func (l *link) enter(k *streamCall) *Stream {
+	k.link = l
+	l.calls[k.token] = k
+	l.used = time.Now()
+	if l.stream == nil {
+		l.waiting = append(l.waiting, k)
+	}
+	return l.stream
 }
 
 // linkTo returns the connection to the server, which may be just being opened.
@@ -286,11 +321,12 @@ func (l *link) ready(s *Stream) {
 	}
 }
 
-// busy implements streamOwner.
+// busy implements streamOwner. Observations do not keep a connection that the
+// server wants to end: they go on over another one.
 func (l *link) busy(*Stream) bool {
 	l.client.mu.Lock()
 	defer l.client.mu.Unlock()
-	return len(l.calls) > 0
+	return len(l.calls) > l.standing
 }
 
 // end ends what waits for the connection (FP-33).
@@ -310,6 +346,7 @@ func (l *link) end(err error) {
 	}
 	calls := l.calls
 	l.calls = nil
+	c.setAdrift(calls)
 	c.mu.Unlock()
 	c.config.Engine.Unschedule(&l.unused)
 	write := c.config.Log.Debug
@@ -324,7 +361,7 @@ func (l *link) end(err error) {
 	write("connection to server ended", zap.String("scheme", l.key.scheme), zap.Stringer("server", l.key.addr), zap.NamedError("why", err))
 	for _, k := range calls {
 		c.config.Engine.Unschedule(&k.deadline)
-		k.sink.End(unreachable(err))
+		k.end(unreachable(err))
 	}
 	c.config.Engine.Flush()
 }
@@ -359,10 +396,18 @@ func (l *link) response(s *Stream, m *wire.Message) bool {
 	if len(m.Token) != 8 {
 		return false
 	}
-	k, ok := l.take(binary.BigEndian.Uint64(m.Token), nil)
-	if !ok {
+	c := l.client
+	c.mu.Lock()
+	k := l.calls[binary.BigEndian.Uint64(m.Token)]
+	if k == nil {
+		c.mu.Unlock()
 		return false
 	}
+	if k.open != nil {
+		l.openResponse(s, k, m)
+		return true
+	}
+	c.remove(k)() // which lets go of the lock
 	p := responses.Get().(*exchange.Response)
 	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: l.key.addr}
 	k.sink.Respond(p)
@@ -372,32 +417,50 @@ func (l *link) response(s *Stream, m *wire.Message) bool {
 	return true
 }
 
-// take takes a call out of the table; if want is not nil, only that one. It
-// reports false when somebody else has done so.
-func (l *link) take(token uint64, want *streamCall) (*streamCall, bool) {
-	c := l.client
+// take takes a call out of its table; it reports false when somebody else has
+// done so.
+func (c *StreamClient) take(k *streamCall) bool {
 	c.mu.Lock()
-	k := l.calls[token]
-	if k == nil || want != nil && k != want {
+	_, drifts := c.adrift[k]
+	if !drifts && k.link.calls[k.token] != k {
 		c.mu.Unlock()
-		return nil, false
+		return false
 	}
-	delete(l.calls, token)
+	c.remove(k)()
+	return true
+}
+
+// remove takes a call out of its table, called under the lock. What it returns
+// lets go of the lock and does the rest.
+func (c *StreamClient) remove(k *streamCall) func() {
+	l := k.link
+	if k.open != nil {
+		c.forgetOpen(k)
+	}
+	if _, drifts := c.adrift[k]; drifts {
+		delete(c.adrift, k)
+		return func() {
+			c.mu.Unlock()
+			c.config.Engine.Unschedule(&k.deadline)
+		}
+	}
+	delete(l.calls, k.token)
 	l.used = time.Now()
 	if l.stream == nil {
 		l.waiting = slices.DeleteFunc(l.waiting, func(w *streamCall) bool { return w == k })
 	}
-	stream, last, replaced := l.stream, len(l.calls) == 0, c.links[l.key] != l
-	c.mu.Unlock()
-	c.config.Engine.Unschedule(&k.deadline)
-	switch {
-	case stream == nil || !last:
-	case replaced:
-		stream.release()
-	default:
-		stream.closeIfReleased()
+	stream, last, replaced := l.stream, len(l.calls) == l.standing, c.links[l.key] != l
+	return func() {
+		c.mu.Unlock()
+		c.config.Engine.Unschedule(&k.deadline)
+		switch {
+		case stream == nil || !last:
+		case replaced:
+			stream.release()
+		default:
+			stream.closeIfReleased()
+		}
 	}
-	return k, true
 }
 
 // send sends the request of a call whose connection is open.
@@ -407,24 +470,41 @@ func (k *streamCall) send(s *Stream, m *wire.Message) {
 	m.Token = token[:]
 	err := s.put(m)
 	if err == nil {
+		if k.open != nil && k.open.silent {
+			k.endWith(nil)
+		}
 		return
 	}
 	failure := unreachable(err)
 	if errors.Is(err, errMessageTooBig) {
 		failure = &exchange.Failure{Reason: exchange.TooLarge, Detail: "the request is too large for the server", Err: err}
+	} else if k.open != nil && k.client.established(k) {
+		return // the connection is ending, and the observation goes on over another one
 	}
 	k.endWith(failure)
 }
 
 func (k *streamCall) endWith(err error) {
-	if _, ok := k.link.take(k.token, k); ok {
-		k.sink.End(err)
+	if k.client.take(k) {
+		k.end(err)
 	}
 }
 
-// Cancel implements exchange.Canceler.
-func (k *streamCall) Cancel() { k.endWith(exchange.ErrCanceled) }
+func (k *streamCall) end(err error) {
+	if k.open != nil {
+		k.open.end(k.sink, err)
+		return
+	}
+	k.sink.End(err)
+}
 
-func (k *streamCall) expire(time.Time) {
-	k.endWith(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "no response from the server in time"})
+// Cancel implements exchange.Canceler.
+func (k *streamCall) Cancel() { k.stop(exchange.ErrCanceled) }
+
+func (k *streamCall) expire(now time.Time) {
+	if k.open != nil {
+		k.openExpired(now)
+		return
+	}
+	k.endWith(errNoAnswer)
 }

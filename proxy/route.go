@@ -57,6 +57,7 @@ func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 	if !r.Target.Group {
 		s.held = t.HoldBack.key(r)
 		r.Options = options
+		r.Timeout = exchange.Timeout{} // it means nothing to a single server (GP-28)
 		return t.Unicast.Exchange(r, s)
 	}
 	s.group = true

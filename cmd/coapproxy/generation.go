@@ -72,7 +72,8 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	unicastLeg, err := endpoint.NewClient(ctx, endpoint.ClientConfig{Engine: p.engine, Params: endpoint.DefaultParams(), Dedup: dedup,
 		Stats: &p.stats.messages, Log: log.Named("upstream"), Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep,
 		NStart: nstartOf(c), Queue: c.Limits.UpstreamQueue, TimeoutCON: c.Limits.ResponseTimeoutCon,
-		TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers})
+		TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers,
+		Observations: maxObservations})
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +145,9 @@ const (
 	maxBody   = 1 << 20  // the longest request or response body (FP-72)
 	maxBodies = 64 << 20 // all bodies in transfer in blocks
 )
+
+// maxObservations bounds the observations at servers.
+const maxObservations = 16384
 
 // maxServers bounds the servers whose Message IDs are remembered.
 const maxServers = 16384
