@@ -163,6 +163,20 @@ func (d *DTLSConn) Close() error {
 	return err
 }
 
+// EndSessions ends the established sessions of peers whose proof does not count
+// any more.
+func (d *DTLSConn) EndSessions(stale func(proven *exchange.Security) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for e := d.silent.Front(); e != nil; e = e.Next() {
+		if s := e.Value.(*dtlsSession); s.security != nil && stale(s.security) {
+			s.endLater(errStaleProof)
+		}
+	}
+}
+
+var errStaleProof = errors.New("the peer's key or certificate is not valid any more")
+
 // ReadBatch implements PacketConn.
 func (d *DTLSConn) ReadBatch(batch []Datagram) (int, error) {
 	for i, b := range d.lent {

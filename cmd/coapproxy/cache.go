@@ -79,8 +79,9 @@ func load(k *cache.Cache, file string, log *zap.Logger) {
 const maxLearned = 4096
 
 // membersOf returns who knows the members of the groups, and those of them that
-// learn by listening.
-func membersOf(c *config.Config) (membership.Groups, map[string]*membership.Learned) {
+// learn by listening. Of a group that is as it was in the generation before, what
+// has been learned stays; before is nil at the start.
+func membersOf(c *config.Config, before *generation) (membership.Groups, map[string]*membership.Learned) {
 	groups, learned := make(membership.Groups), make(map[string]*membership.Learned)
 	for i := range c.Groups {
 		g := &c.Groups[i]
@@ -92,10 +93,27 @@ func membersOf(c *config.Config) (membership.Groups, map[string]*membership.Lear
 			}
 			groups[g.Name] = membership.Static(servers)
 		case g.Learned.Within > 0:
-			l := membership.NewLearned(membership.LearnedConfig{Within: g.Learned.Within, Trusted: g.Learned.Trusted,
-				Window: g.Leisure + 2*time.Second, MaxMembers: maxLearned})
+			l := before.learnedOf(g)
+			if l == nil {
+				l = membership.NewLearned(membership.LearnedConfig{Within: g.Learned.Within, Trusted: g.Learned.Trusted,
+					Window: g.Leisure + 2*time.Second, MaxMembers: maxLearned})
+			}
 			groups[g.Name], learned[g.Name] = l, l
 		}
 	}
 	return groups, learned
+}
+
+// learnedOf returns what g has learned of a group that is configured the same
+// way; nil if there is none.
+func (g *generation) learnedOf(group *config.Group) *membership.Learned {
+	if g == nil {
+		return nil
+	}
+	for i := range g.config.Groups {
+		if known := &g.config.Groups[i]; known.Name == group.Name && known.URI == group.URI && known.Learned == group.Learned && known.Leisure == group.Leisure {
+			return g.learned[group.Name]
+		}
+	}
+	return nil
 }

@@ -129,7 +129,7 @@ func runDemonstration(ctx context.Context, io stdio, s demoSettings) error {
 	if err != nil {
 		return err
 	}
-	log := newLog(c.Log, io.err)
+	log, _ := newLog(c.Log, io.err)
 	defer func() { _ = log.Sync() }()
 
 	living, kill := context.WithCancel(context.WithoutCancel(ctx)) // the devices outlive the proxy
@@ -140,14 +140,14 @@ func runDemonstration(ctx context.Context, io stdio, s demoSettings) error {
 	}
 	defer func() { kill(); devices.Wait() }()
 
-	p, c, err := s.startProxy(ctx, devices.Addr(), log)
+	p, err := s.startProxy(ctx, devices.Addr(), log)
 	if err != nil {
 		return err
 	}
-	defer func() { p.stop(c.Limits.Grace) }()
+	defer func() { p.stop(log) }()
 
 	show := demonstration{out: io.out, program: s.program, devices: devices.Devices(), group: devices.Addr(),
-		proxy: reachable(p.listeners[0]), http: reachable(p.listeners[1]), httpWanted: s.http.Port(), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
+		proxy: reachable(p.listeners[0].addr), http: reachable(p.listeners[1].addr), httpWanted: s.http.Port(), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
 	show.introduce()
 	switch server, err := show.ask(ctx, log.Named("client")); {
 	case ctx.Err() != nil:
@@ -168,7 +168,7 @@ func wholeSeconds(d time.Duration) uint32 { return uint32((d + time.Second - 1) 
 
 // startProxy starts the proxy on the port wanted, or, if that is taken and
 // nobody insists on it, on any other.
-func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log *zap.Logger) (*runningProxy, *config.Config, error) {
+func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log *zap.Logger) (*runningProxy, error) {
 	listen := s.listen
 	if !s.listenAsked && isTaken(listen) {
 		listen = netip.AddrPortFrom(listen.Addr(), 0)
@@ -179,11 +179,10 @@ func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log
 	}
 	_, c, err := s.config(listen, http, group)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	c.Control.Socket = config.ControlOff // that one belongs to a proxy that serves
-	p, err := startProxy(ctx, c, log)
-	return p, c, err
+	return startProxy(ctx, c, log)
 }
 
 // isTaken reports whether somebody else listens on the address.

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -32,6 +34,7 @@ type generation struct {
 	policy      *access.Policy
 	config      *config.Config
 	members     membership.Groups
+	learned     map[string]*membership.Learned
 	secrets     secrets
 	web         *httpbridge.Front // nil without a listener for HTTP
 	webCert     *tls.Certificate  // nil without one for https
@@ -40,6 +43,8 @@ type generation struct {
 	names  *proxy.Names
 	cancel context.CancelFunc
 	legs   []leg
+	// lifetime is how long an exchange takes at most, observations apart.
+	lifetime time.Duration
 }
 
 // leg is a Handler with goroutines and sockets of its own, which end when its
@@ -53,7 +58,7 @@ type leg interface {
 // yet. It lasts until close.
 func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *generation, err error) {
 	ctx, cancel := context.WithCancel(p.ctx)
-	g := &generation{config: c, cancel: cancel}
+	g := &generation{config: c, cancel: cancel, lifetime: c.Proxy.MaxTimeout + c.Limits.ResponseTimeoutCon}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -81,8 +86,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	if g.names, err = proxy.NewNames(ctx, c.Names, net.DefaultResolver, p.engine); err != nil {
 		return nil, err
 	}
-	members, learned := membersOf(c)
-	g.members = members
+	g.members, g.learned = membersOf(c, p.generation)
 
 	// The way of a request, from its end to its beginning; p.stored is between the
 	// two halves.
@@ -91,8 +95,8 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 		Unicast: blockwise.NewUpstream(unicastLeg, maxBody), Numbers: p.numbers, HopLimit: uint8(c.Proxy.HopLimit),
 		Identifier: identifierOf(c), GroupBody: groupBody(c), HoldBack: p.holdBack, Log: log.Named("route")}
 	g.exit = g.route
-	if len(learned) > 0 {
-		g.exit = &membership.Listener{Next: g.route, Groups: learned}
+	if len(g.learned) > 0 {
+		g.exit = &membership.Listener{Next: g.route, Groups: g.learned}
 	}
 
 	window := &proxy.Groups{Next: p.stored, RefuseAboveMax: c.Proxy.RefuseAboveMax, Log: log.Named("route")}
@@ -113,7 +117,7 @@ func (p *runningProxy) serve(g *generation) {
 	p.config.Store(g.config)
 	p.exit.To(g.exit)
 	p.front.Serve(g.entry, g.policy)
-	p.http.serve(g)
+	p.http.serve(g, p.listeners)
 	p.generation = g
 }
 
@@ -139,6 +143,13 @@ func secretsOf(c *config.Config) (secrets, error) {
 	}
 	keys, err := config.LoadPSK(c.Credentials.PSK)
 	return secrets{psk: keys}, err
+}
+
+// replacedBy tells which proofs that counted with s do not with now.
+func (s *secrets) replacedBy(now *secrets) func(*exchange.Security) bool {
+	return func(proven *exchange.Security) bool {
+		return proven.PSK && !bytes.Equal(s.psk[proven.PSKIdentity], now.psk[proven.PSKIdentity])
+	}
 }
 
 const (

@@ -23,19 +23,20 @@ import (
 
 // httpSide is what of HTTP lives as long as the proxy.
 type httpSide struct {
-	front     *httpbridge.Front // of the generation that serves; nil without HTTP
-	listeners []*httpbridge.Listener
-	cert      atomic.Pointer[tls.Certificate]
+	front *httpbridge.Front // of the generation that serves; nil without HTTP
+	cert  atomic.Pointer[tls.Certificate]
 }
 
-// serve makes the front of g get the requests.
-func (h *httpSide) serve(g *generation) {
+// serve makes the front of g get the requests of the listeners.
+func (h *httpSide) serve(g *generation, listeners []*listener) {
 	h.front = g.web
 	if g.webCert != nil {
 		h.cert.Store(g.webCert)
 	}
-	for _, l := range h.listeners {
-		l.To(g.web)
+	for _, l := range listeners {
+		if l.web != nil && g.web != nil { // else l is about to be closed
+			l.web.To(g.web)
+		}
 	}
 }
 
@@ -149,25 +150,24 @@ func (p *runningProxy) webTLS(h *config.HTTP) (*httpbridge.TLSConfig, error) {
 const httpGrace = 500 * time.Millisecond
 
 // listenHTTP opens a listener for HTTP.
-func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, log *zap.Logger) (opened, error) {
+func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, front *httpbridge.Front, log *zap.Logger) (*listener, error) {
 	limits := &c.HTTP.Limits
-	settings := httpbridge.ListenConfig{Addr: l.Addr, Front: p.http.front, MaxHeader: int(limits.Header), MaxConns: limits.Connections,
+	settings := httpbridge.ListenConfig{Addr: l.Addr, Front: front, MaxHeader: int(limits.Header), MaxConns: limits.Connections,
 		MaxPeerConns: limits.PeerConnections, MaxStreams: limits.Streams, HeaderTimeout: limits.HeaderTimeout,
 		IdleTimeout: limits.IdleTimeout, Grace: httpGrace, Log: log.Named("http")}
 	if l.Scheme == "https" {
 		var err error
 		if settings.TLS, err = p.webTLS(&c.HTTP); err != nil {
-			return opened{}, err
+			return nil, err
 		}
 	}
-	listener, err := httpbridge.Listen(settings)
+	web, err := httpbridge.Listen(settings)
 	if err != nil {
-		return opened{}, err
+		return nil, err
 	}
-	p.http.listeners = append(p.http.listeners, listener)
-	uri := zap.String("uri", l.Scheme+"://"+listener.Addr().String())
-	return opened{addr: listener.Addr(), close: listener.Close, ready: func() { log.Info("listening", uri) }, serve: func() {
-		if err := listener.Serve(p.ctx); err != nil && p.ctx.Err() == nil {
+	uri := zap.String("uri", l.Scheme+"://"+web.Addr().String())
+	return &listener{addr: web.Addr(), web: web, close: web.Close, ready: func() { log.Info("listening", uri) }, serve: func(ctx context.Context) {
+		if err := web.Serve(ctx); err != nil && ctx.Err() == nil {
 			log.Error("listener ended", uri, zap.Error(err))
 		}
 	}}, nil

@@ -6,87 +6,218 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"syscall"
 
 	"go.uber.org/zap"
 
 	"coapproxy/config"
 	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/httpbridge"
 )
 
-// opened is a listener that is open and does not serve yet.
-type opened struct {
+// listener is an open listener.
+type listener struct {
+	name  string // what the configuration calls it
+	uri   string // with the port it got
 	addr  netip.AddrPort
-	close func() error
-	ready func() // says so in the log
-	serve func()
+	close func() error // what takes the place of serve
+	ready func()       // says so in the log
+	serve func(ctx context.Context)
+	// revoke ends the sessions of clients whose proof does not count any more; nil
+	// where there are none.
+	revoke func(stale func(*exchange.Security) bool)
+	web    *httpbridge.Listener // nil for CoAP
+
+	cancel context.CancelFunc
+	done   chan struct{}
+	reopen func() (*listener, error) // the same again, once it is closed
 }
 
-// listen opens all listeners and serves them, or none.
-func (p *runningProxy) listen(c *config.Config, log *zap.Logger) error {
-	streams := p.streams(c, log.Named("connection"))
-	var all []opened
-	for _, l := range c.Listen {
-		var o opened
-		var err error
-		switch l.Scheme {
-		case "coap", "coaps":
-			o, err = p.datagrams(c, l, log)
-		case "http", "https":
-			o, err = p.listenHTTP(c, l, log)
-		default:
-			o, err = connections(p.ctx, l, streams, log)
+// start serves a listener until stop, or the end of ctx.
+func (l *listener) start(ctx context.Context) {
+	ctx, l.cancel = context.WithCancel(ctx)
+	l.done = make(chan struct{})
+	l.ready()
+	go func() {
+		defer close(l.done)
+		l.serve(ctx)
+	}()
+}
+
+// stop closes a listener that serves, its clients' sessions and connections too.
+func (l *listener) stop() {
+	l.cancel()
+	<-l.done
+}
+
+// transition is the step from the listeners that are open to those that a
+// configuration names. Those in both stay as they are.
+type transition struct {
+	proxy      *runningProxy
+	generation *generation
+	log        *zap.Logger
+	next       []*listener // in the order of the configuration
+	added      []*listener
+	removed    []*listener
+	// closed are those of removed that had to make room for one of added.
+	closed map[*listener]bool
+}
+
+// listen opens what c names and is not open yet. Nothing serves before apply; an
+// error leaves everything as it was.
+func (p *runningProxy) listen(c *config.Config, g *generation, log *zap.Logger) (*transition, error) {
+	t := &transition{proxy: p, generation: g, log: log, closed: make(map[*listener]bool)}
+	names, kept := listenerNames(c.Listen), make(map[string]*listener)
+	for _, l := range p.listeners {
+		if slices.Contains(names, l.name) {
+			kept[l.name] = l
+		} else {
+			t.removed = append(t.removed, l)
 		}
+	}
+	for i, l := range c.Listen {
+		if k := kept[names[i]]; k != nil {
+			t.next = append(t.next, k)
+			continue
+		}
+		o, err := t.open(c, l, names[i])
 		if err != nil && optionalListener(l, err) {
 			log.Warn("not listening", zap.Stringer("listener", l), zap.Error(err))
 			continue
 		}
 		if err != nil {
-			for _, o := range all {
-				_ = o.close()
-			}
-			return fmt.Errorf("listen on %s: %w", l, err)
+			t.abandon()
+			return nil, fmt.Errorf("listen on %s: %w", l, err)
 		}
-		all = append(all, o)
+		t.next, t.added = append(t.next, o), append(t.added, o)
 	}
-	if len(all) == 0 {
-		return errors.New("no listener works")
+	if len(t.next) == 0 {
+		t.abandon()
+		return nil, errors.New("no listener works")
 	}
-	for _, o := range all {
-		p.own.add(o.addr)
+	return t, nil
+}
+
+// listenerNames tells the listeners of a configuration apart, those too that
+// leave the port to the system.
+func listenerNames(listen []config.Listener) []string {
+	names := make([]string, len(listen))
+	count := make(map[string]int)
+	for i, l := range listen {
+		names[i] = l.String()
+		if count[names[i]]++; count[l.String()] > 1 {
+			names[i] += fmt.Sprintf(" (%d)", count[l.String()])
+		}
 	}
-	for _, o := range all {
-		o.ready()
-		p.wg.Go(o.serve)
-		p.listeners = append(p.listeners, o.addr)
+	return names
+}
+
+// open opens a listener. Where an address is taken by one that is to go, as when
+// a wildcard replaces an address or the other way round, that one goes first.
+func (t *transition) open(c *config.Config, l config.Listener, name string) (*listener, error) {
+	o, err := t.proxy.open(c, t.generation, l, name, t.log)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return o, err
 	}
-	return nil
+	again := false
+	for _, r := range t.removed {
+		if r.addr.Port() == l.Addr.Port() && !t.closed[r] {
+			r.stop()
+			t.closed[r] = true
+			again = true
+		}
+	}
+	if !again {
+		return nil, err
+	}
+	return t.proxy.open(c, t.generation, l, name, t.log)
+}
+
+// apply serves what was added and closes what was removed.
+func (t *transition) apply() {
+	p := t.proxy
+	p.listeners = t.next
+	p.own.set(p.listeners)
+	for _, l := range t.added {
+		l.start(p.ctx)
+	}
+	for _, l := range t.removed {
+		if !t.closed[l] {
+			l.stop()
+		}
+		t.log.Info("not listening any more", zap.String("uri", l.uri))
+	}
+}
+
+// abandon closes what was added and opens again what had to make room for it.
+func (t *transition) abandon() {
+	for _, l := range t.added {
+		_ = l.close()
+	}
+	for l := range t.closed {
+		o, err := l.reopen()
+		if err != nil {
+			t.log.Error("a listener is lost", zap.String("uri", l.uri), zap.Error(err))
+			continue
+		}
+		*l = *o
+		l.start(t.proxy.ctx)
+	}
+}
+
+// open opens one listener, for the generation that is about to serve.
+func (p *runningProxy) open(c *config.Config, g *generation, l config.Listener, name string, log *zap.Logger) (*listener, error) {
+	var o *listener
+	var err error
+	switch l.Scheme {
+	case "coap", "coaps":
+		o, err = p.datagrams(c, l, log)
+	case "http", "https":
+		o, err = p.listenHTTP(c, l, g.web, log)
+	default:
+		o, err = p.connections(l, log)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o.name, o.uri = name, l.Scheme+"://"+o.addr.String()
+	again := l
+	again.Addr = o.addr
+	o.reopen = func() (*listener, error) { return p.open(c, g, again, name, log) }
+	return o, nil
 }
 
 // datagrams opens a listener over UDP, or over DTLS for the clients that have
 // a key.
-func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.Logger) (opened, error) {
+func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.Logger) (*listener, error) {
 	conn, err := endpoint.ListenUDP(p.ctx, l.Addr, endpoint.UDPOptions{ReceiveBuffer: int(c.Limits.ReceiveBuffer),
 		SendBuffer: int(c.Limits.ReceiveBuffer), PacketInfo: true})
 	if err != nil {
-		return opened{}, err
+		return nil, err
 	}
 	var packets endpoint.PacketConn = conn
 	if l.Scheme == "coaps" {
 		if packets, err = endpoint.NewDTLSServer(endpoint.DTLSConfig{Conn: conn, Engine: p.engine, Limits: endpoint.DefaultDTLSLimits(),
 			Credentials: endpoint.DTLSCredentials{Key: p.key},
 			Stats:       &p.stats.sessions, Log: log.Named("dtls")}); err != nil {
-			return opened{}, errors.Join(err, conn.Close())
+			return nil, errors.Join(err, conn.Close())
 		}
+	}
+	var revoke func(func(*exchange.Security) bool)
+	if d, ok := packets.(*endpoint.DTLSConn); ok {
+		revoke = d.EndSessions
 	}
 	e := endpoint.New(endpoint.Config{Conn: packets, Engine: p.engine, Requests: p.front, Params: endpoint.DefaultParams(),
 		Dedup: dedupOf(c), MaxToken: c.Limits.MaxToken, Stats: &p.stats.messages, Log: log.Named("coap")})
-	return opened{addr: conn.LocalAddr(), close: packets.Close, ready: func() {
+	return &listener{addr: conn.LocalAddr(), close: packets.Close, revoke: revoke, ready: func() {
 		log.Info("listening", zap.String("uri", l.Scheme+"://"+conn.LocalAddr().String()), zap.Int("receive_buffer", conn.ReceiveBuffer()))
 		if got := conn.ReceiveBuffer(); got < int(c.Limits.ReceiveBuffer) {
 			log.Warn("the kernel gave a smaller receive buffer than wanted; raise net.core.rmem_max",
 				zap.Int("wanted", int(c.Limits.ReceiveBuffer)), zap.Int("got", got))
 		}
-	}, serve: func() { _ = e.Serve(p.ctx) }}, nil
+	}, serve: func(ctx context.Context) { _ = e.Serve(ctx) }}, nil
 }
 
 // key returns the pre-shared key of a client, as of now.
@@ -95,8 +226,8 @@ func (p *runningProxy) key(identity string) ([]byte, bool) {
 	return k, ok
 }
 
-// streams is the server of all connections over TCP and WebSocket.
-func (p *runningProxy) streams(c *config.Config, log *zap.Logger) *endpoint.StreamServer {
+// streamServer is the server of all connections over TCP and WebSocket.
+func (p *runningProxy) streamServer(c *config.Config, log *zap.Logger) *endpoint.StreamServer {
 	limits := endpoint.DefaultStreamLimits()
 	limits.Message = streamMessage
 	return endpoint.NewStreamServer(endpoint.StreamConfig{Engine: p.engine, Requests: p.front, MaxToken: c.Limits.MaxToken,
@@ -109,25 +240,25 @@ func (p *runningProxy) streams(c *config.Config, log *zap.Logger) *endpoint.Stre
 const streamMessage = 1152
 
 // connections opens a listener over TCP or WebSocket.
-func connections(ctx context.Context, l config.Listener, streams *endpoint.StreamServer, log *zap.Logger) (opened, error) {
+func (p *runningProxy) connections(l config.Listener, log *zap.Logger) (*listener, error) {
 	var lc net.ListenConfig
 	network := "tcp4"
 	if l.Addr.Addr().Is6() {
 		network = "tcp6"
 	}
-	listener, err := lc.Listen(ctx, network, l.Addr.String())
+	socket, err := lc.Listen(p.ctx, network, l.Addr.String())
 	if err != nil {
-		return opened{}, err
+		return nil, err
 	}
-	bound := listener.Addr().(*net.TCPAddr).AddrPort()
+	bound := socket.Addr().(*net.TCPAddr).AddrPort()
 	addr := netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port())
 	uri := zap.String("uri", l.Scheme+"://"+addr.String())
-	return opened{addr: addr, close: listener.Close, ready: func() { log.Info("listening", uri) }, serve: func() {
+	return &listener{addr: addr, close: socket.Close, ready: func() { log.Info("listening", uri) }, serve: func(ctx context.Context) {
 		var err error
 		if l.Scheme == "coap+ws" {
-			err = streams.ServeWebSocket(ctx, listener, nil, nil)
+			err = p.streams.ServeWebSocket(ctx, socket, nil, nil)
 		} else {
-			err = streams.Serve(ctx, listener, nil)
+			err = p.streams.Serve(ctx, socket, nil)
 		}
 		if err != nil && ctx.Err() == nil {
 			log.Error("listener ended", uri, zap.Error(err))

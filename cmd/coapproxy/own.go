@@ -19,17 +19,18 @@ type ownAddresses struct {
 // localAge is how old the list of the host's addresses may be.
 const localAge = 10 * time.Second
 
-func (o *ownAddresses) add(listener netip.AddrPort) {
+// set says where the proxy listens.
+func (o *ownAddresses) set(listeners []*listener) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.exact == nil {
-		o.exact, o.wildcards = make(map[netip.AddrPort]bool), make(map[uint16]bool)
+	o.exact, o.wildcards = make(map[netip.AddrPort]bool), make(map[uint16]bool)
+	for _, l := range listeners {
+		if l.addr.Addr().IsUnspecified() {
+			o.wildcards[l.addr.Port()] = true
+		} else {
+			o.exact[l.addr] = true
+		}
 	}
-	if listener.Addr().IsUnspecified() {
-		o.wildcards[listener.Port()] = true
-		return
-	}
-	o.exact[listener] = true
 }
 
 func (o *ownAddresses) is(a netip.AddrPort) bool {

@@ -35,7 +35,7 @@ import (
 type runningProxy struct {
 	ctx      context.Context // ends with the proxy
 	cancel   context.CancelFunc
-	wg       sync.WaitGroup // the engine and the listeners
+	wg       sync.WaitGroup // the engine, and old generations
 	engine   *exchange.Engine
 	metrics  *metrics.Registry
 	control  *control.Server
@@ -45,14 +45,20 @@ type runningProxy struct {
 	holdBack *proxy.HoldBack
 	own      *ownAddresses
 
-	front  *proxy.Front
-	http   httpSide
-	stored exchange.Handler
-	exit   exchange.Switch
-	save   func() // keeps the stored responses for the next start
+	front   *proxy.Front
+	http    httpSide
+	streams *endpoint.StreamServer
+	stored  exchange.Handler
+	exit    exchange.Switch
+	save    func() // keeps the stored responses for the next start
 
-	listeners  []netip.AddrPort // in the order of the configuration
+	// What a reload replaces, under the lock; see reload.
+	mu         sync.Mutex
+	stopping   bool           // nothing is reloaded any more
+	started    *config.Config // what the start was made with
+	listeners  []*listener    // in the order of the configuration
 	generation *generation
+	old        oldGenerations
 	// What the generation that serves knows, for those who outlive it.
 	members atomic.Pointer[membership.Groups]
 	config  atomic.Pointer[config.Config]
@@ -118,15 +124,24 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 		ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom, MaxExchanges: c.Limits.Exchanges, MaxEnded: c.Limits.Exchanges,
 		Stats: &p.stats.fronts, Log: log.Named("front")})
 	p.serve(g)
-	if err := p.listen(c, log); err != nil {
+	p.streams = p.streamServer(c, log.Named("connection"))
+	t, err := p.listen(c, g, log)
+	if err != nil {
 		return err
 	}
+	t.apply()
+	p.started = c
 	return p.serveControl(c.Control, log.Named("control"))
 }
 
-// stop ends the proxy: no new requests at once, running exchanges after grace
-// at the latest. It returns how many were cut off.
-func (p *runningProxy) stop(grace time.Duration) int {
+// stop ends the proxy: no new requests at once, running exchanges after
+// limits.grace at the latest. It returns how many were cut off.
+func (p *runningProxy) stop(log *zap.Logger) int {
+	p.mu.Lock()
+	p.stopping = true
+	grace := p.config.Load().Limits.Grace
+	p.mu.Unlock()
+	log.Info("stopping", zap.Duration("grace", grace))
 	over := make(chan struct{})
 	timer := time.AfterFunc(grace, func() { close(over) })
 	left := p.drain(over)
@@ -139,6 +154,9 @@ func (p *runningProxy) stop(grace time.Duration) int {
 // close ends everything and waits for it.
 func (p *runningProxy) close() {
 	p.cancel()
+	for _, l := range p.listeners {
+		l.stop()
+	}
 	p.wg.Wait()
 	if p.generation != nil {
 		p.generation.close()

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"coapproxy/config"
 )
@@ -24,7 +23,8 @@ const defaultConfig = "/etc/coapproxy/config.yaml"
 // runServe is the subcommand serve.
 func runServe(ctx context.Context, io stdio, args []string) int {
 	flags := newFlags(io, "serve", "[--config FILE]", "Runs the proxy until SIGINT or SIGTERM; running exchanges then get limits.grace to finish, a second\n"+
-		"signal ends it at once. SIGUSR1 writes the counters that are not zero to the log.\n"+
+		"signal ends it at once. SIGHUP reads the configuration again: if it is good, the proxy works by it\n"+
+		"from then on, and running exchanges are not disturbed. SIGUSR1 writes the counters that are not zero to the log.\n"+
 		"Exit codes: 0 ended on request, 1 could not start or run, 2 wrong command line, 78 wrong configuration.")
 	file := flags.String("config", defaultConfig, "configuration `FILE`")
 	if code, done := parse(flags, args, 0, 0); done {
@@ -43,16 +43,24 @@ func runServe(ctx context.Context, io stdio, args []string) int {
 	if c.Log.Output == config.LogStdout {
 		out = io.out
 	}
-	log := newLog(c.Log, out)
+	log, level := newLog(c.Log, out)
 	defer func() { _ = log.Sync() }()
-	return serve(ctx, c, log)
+	return (&service{file: *file, log: log, level: level}).run(ctx, c)
 }
 
 // gcPercent trades memory for less work: the heap is small and short-lived.
 const gcPercent = 200
 
-// serve runs the proxy until ctx ends.
-func serve(ctx context.Context, c *config.Config, log *zap.Logger) int {
+// service is the subcommand serve at work.
+type service struct {
+	file  string
+	proxy *runningProxy
+	log   *zap.Logger
+	level zap.AtomicLevel
+}
+
+// run runs the proxy until ctx ends.
+func (s *service) run(ctx context.Context, c *config.Config) int {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -60,46 +68,54 @@ func serve(ctx context.Context, c *config.Config, log *zap.Logger) int {
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP) // before "ready": from then on they may come
 	defer signal.Stop(signals)
 	began := time.Now()
-	p, err := startProxy(ctx, c, log)
-	if err != nil {
-		log.Error("cannot start", zap.Error(err))
+	var err error
+	if s.proxy, err = startProxy(ctx, c, s.log); err != nil {
+		s.log.Error("cannot start", zap.Error(err))
 		return exitFailed
 	}
-	log.Info("ready", zap.Duration("after", time.Since(began).Round(time.Millisecond)), zap.String("version", version()))
-	countersOnSignal(ctx, signals, p.metrics, log)
-	log.Info("stopping", zap.Duration("grace", c.Limits.Grace))
-	left := p.stop(c.Limits.Grace)
-	logCounters(p.metrics, log)
-	log.Info("stopped", zap.Int("exchanges_cut_off", left))
+	s.log.Info("ready", zap.Duration("after", time.Since(began).Round(time.Millisecond)), zap.String("version", version()))
+	for running := true; running; {
+		select {
+		case <-ctx.Done():
+			running = false
+		case signal := <-signals:
+			if signal == syscall.SIGHUP {
+				_, _ = s.reload() // it has told the log
+				continue
+			}
+			logCounters(s.proxy.metrics, s.log)
+		}
+	}
+	left := s.proxy.stop(s.log)
+	logCounters(s.proxy.metrics, s.log)
+	s.log.Info("stopped", zap.Int("exchanges_cut_off", left))
 	return exitOK
 }
 
-// newLog makes the logger the configuration asks for.
-func newLog(c config.Log, w io.Writer) *zap.Logger {
-	level, err := zapcore.ParseLevel(string(c.Level))
-	if err != nil {
-		level = zapcore.InfoLevel
+// reload reads the configuration file again and has the proxy work by it. A file
+// that cannot be used changes nothing.
+func (s *service) reload() (reloaded, error) {
+	c, err := config.Load(s.file)
+	var r reloaded
+	if err == nil {
+		r, err = s.proxy.reload(c, s.log)
 	}
-	e := zap.NewProductionEncoderConfig()
-	e.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	e.EncodeDuration = zapcore.StringDurationEncoder
-	encoder := zapcore.NewJSONEncoder(e)
-	if c.Format == config.LogConsole {
-		e.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00")
-		e.EncodeLevel = zapcore.CapitalLevelEncoder
-		e.ConsoleSeparator = " "
-		encoder = zapcore.NewConsoleEncoder(e)
+	var problems config.Problems
+	switch {
+	case errors.As(err, &problems):
+		s.log.Warn("configuration refused, the one before stays", zap.String("file", s.file), zap.Stringers("problems", problems))
+		return r, err
+	case err != nil:
+		s.log.Warn("configuration refused, the one before stays", zap.String("file", s.file), zap.Error(err))
+		return r, err
 	}
-	core := zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)
-	return zap.New(zapcore.NewSamplerWithOptions(core, time.Second, sampleFirst, sampleThen))
+	s.level.SetLevel(levelOf(c.Log))
+	s.log.Info("configuration read again", zap.String("file", s.file), zap.Strings("changed", r.Changed))
+	if len(r.Restart) > 0 {
+		s.log.Warn("some of the configuration takes effect at the next start only", zap.Strings("keys", r.Restart))
+	}
+	return r, nil
 }
-
-// Of the same message the log has so many lines per second, and then one of so
-// many: strangers must not be able to fill a disk, and counters count the rest.
-const (
-	sampleFirst = 500
-	sampleThen  = 1000
-)
 
 // newFlags returns the flag set of a subcommand, with a usage text that shows
 // its flags the way they are typed.

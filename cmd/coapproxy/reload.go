@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"coapproxy/config"
+)
+
+// reloaded is what a reload did.
+type reloaded struct {
+	// Changed lists what is different now, Restart what is different in the file
+	// and takes effect when the proxy is started again.
+	Changed []string `json:"changed"`
+	Restart []string `json:"restart,omitempty"`
+}
+
+// atStart are the keys, or what they begin with, that only a start looks at: they
+// size what lives as long as the process, or mean something to exchanges under
+// way.
+var atStart = [...]string{"proxy.option_numbers", "proxy.zone_in_reply_from", "cache", "limits.exchanges", "limits.max_token",
+	"limits.dedup_entries", "limits.dedup_non_idempotent", "limits.receive_buffer", "log.format", "log.output", "control",
+	"http.http3", "http.client_ca", "http.limits.header", "http.limits.connections", "http.limits.peer_connections",
+	"http.limits.streams", "http.limits.header_timeout", "http.limits.idle_timeout"}
+
+// needsStart reports whether a change waits for the next start.
+func needsStart(c config.Change) bool {
+	for _, key := range atStart {
+		if rest, ok := strings.CutPrefix(c.Key, key); ok && (rest == "" || rest[0] == '.') {
+			return true
+		}
+	}
+	return false
+}
+
+// reload makes the proxy work by another configuration, or, with an error, leaves
+// it altogether as it is. Clients keep their sockets and sessions, and exchanges
+// under way go on in the generation in which they began.
+func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopping {
+		return reloaded{}, errors.New("the proxy is stopping")
+	}
+	g, err := p.generationOf(c, log)
+	if err != nil {
+		return reloaded{}, err
+	}
+	t, err := p.listen(c, g, log)
+	if err != nil {
+		g.close()
+		return reloaded{}, err
+	}
+	var r reloaded
+	for _, change := range config.Changes(p.config.Load(), c) {
+		if !needsStart(change) {
+			r.Changed = append(r.Changed, change.String())
+		}
+	}
+	for _, change := range config.Changes(p.started, c) {
+		if needsStart(change) {
+			r.Restart = append(r.Restart, change.String())
+		}
+	}
+	before := p.generation
+	p.serve(g)
+	t.apply()
+	for _, l := range p.listeners {
+		if l.revoke != nil {
+			l.revoke(before.secrets.replacedBy(&g.secrets))
+		}
+	}
+	p.retire(before, log)
+	warnings(c, log)
+	return r, nil
+}
+
+// maxOld is how many generations may be finishing what they have begun, beside
+// the one that serves.
+const maxOld = 4
+
+// oldGenerations are those that only finish what they have begun.
+type oldGenerations struct {
+	mu  sync.Mutex
+	all []*oldGeneration // the oldest first
+}
+
+type oldGeneration struct {
+	*generation
+	hurry context.CancelFunc
+}
+
+// retire lets a generation finish what it has begun, for as long as a group
+// request may last at most, and then ends it. Observations are renewed by their
+// clients, who get an error then. When there are more than maxOld, one goes at
+// once: one that has nothing to do, or else the oldest.
+func (p *runningProxy) retire(g *generation, log *zap.Logger) {
+	ctx, hurry := context.WithTimeout(p.ctx, g.lifetime)
+	o := &oldGeneration{g, hurry}
+	p.old.add(o)
+	p.wg.Go(func() {
+		defer hurry()
+		g.finish(ctx)
+		if left := g.route.Running(); left > 0 && p.ctx.Err() == nil {
+			log.Warn("exchanges of an earlier configuration are cut off", zap.Int("exchanges", left))
+		}
+		g.close()
+		p.engine.Flush()
+		p.old.remove(o)
+	})
+}
+
+func (s *oldGenerations) add(o *oldGeneration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, o)
+	if len(s.all) <= maxOld {
+		return
+	}
+	first := max(0, slices.IndexFunc(s.all[:maxOld], func(o *oldGeneration) bool { return o.idle() }))
+	s.all[first].hurry()
+	s.all = slices.Delete(s.all, first, first+1)
+}
+
+func (s *oldGenerations) remove(o *oldGeneration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = slices.DeleteFunc(s.all, func(other *oldGeneration) bool { return other == o })
+}
+
+// idle reports whether the generation has nothing to do.
+func (g *generation) idle() bool { return g.route.Running() == 0 && g.names.Pending() == 0 }
+
+// finish waits until g has had nothing to do for a while, in which what one part
+// has handed to the next has arrived there, or ctx ends.
+func (g *generation) finish(ctx context.Context) {
+	const interval = 500 * time.Millisecond
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for quiet := 0; quiet < 2; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if quiet++; !g.idle() {
+			quiet = 0
+		}
+	}
+}
