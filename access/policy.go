@@ -22,6 +22,7 @@ type Policy struct {
 	networks []network                     // longest prefix first
 	keys     map[string]*exchange.Identity // by PSK identity
 	http     map[string]*exchange.Identity // by the name of HTTP credentials
+	contexts map[string]*exchange.Identity // by name of an OSCORE context
 	groups   map[netip.AddrPort]*group
 	named    map[hostPort]*group
 	heard    *Heard
@@ -55,7 +56,7 @@ type client struct {
 // New returns the policy in front of next. heard is where servers that
 // answered group requests are remembered.
 func New(config Config, next exchange.Handler, heard *Heard) *Policy {
-	p := &Policy{keys: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
+	p := &Policy{keys: make(map[string]*exchange.Identity), contexts: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
 	byName := make(map[string]*group)
 	for _, g := range config.Groups {
 		kept := &group{Group: g, rate: limiter(g.Rate, g.Burst)}
@@ -89,15 +90,16 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 		}
 		kept.groupRate = limiter(config.GroupRate, config.GroupBurst)
 		kept.rate = limiter(config.RequestRate, config.RequestBurst)
+		known := *kept.identity
+		known.Authenticated = true
 		if c.PSK != "" {
-			known := *kept.identity
-			known.Authenticated = true
 			p.keys[c.PSK] = &known
 		}
 		if c.HTTP != "" {
-			known := *kept.identity
-			known.Authenticated = true
 			p.http[c.HTTP] = &known
+		}
+		for _, name := range c.OSCORE { // OH-122
+			p.contexts[name] = &known
 		}
 		for _, prefix := range c.Networks {
 			p.networks = append(p.networks, network{prefix.Masked(), kept})
@@ -124,11 +126,16 @@ func unzoned(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().WithZone(""), a.Port())
 }
 
-// Identify returns the identity of a client (GP-23): by the pre-shared key it has
-// proven to hold, or else by its network alone (GP-24), the longest matching
+// Identify returns the identity of a client (GP-23): by the OSCORE context of its
+// request or the pre-shared key it has proven to hold, or else by its network alone (GP-24), the longest matching
 // prefix counting; nil for any other. A key that belongs to no client proves
 // nothing.
 func (p *Policy) Identify(peer netip.AddrPort, proven *exchange.Security) *exchange.Identity {
+	if proven != nil && proven.OSCORE != "" {
+		if id := p.contexts[proven.OSCORE]; id != nil {
+			return id
+		}
+	}
 	if proven != nil && proven.PSK {
 		if id := p.keys[proven.PSKIdentity]; id != nil {
 			return id

@@ -20,6 +20,8 @@ type Client struct {
 	// HTTP identifies the client by its name among the tokens and passwords of
 	// HTTP clients; empty: by none.
 	HTTP string
+	// OSCORE identifies the client by the names of its OSCORE contexts.
+	OSCORE []string
 	// AllGroups allows every configured group, Groups the named ones.
 	AllGroups bool
 	Groups    []string

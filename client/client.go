@@ -47,6 +47,9 @@ type Config struct {
 	// Requests and those for further blocks included, but not with
 	// retransmissions. The message is borrowed. Calls may be concurrent.
 	Trace func(m *wire.Message, to netip.AddrPort)
+	// Protector protects requests and reads their responses; nil: they are sent as
+	// they are.
+	Protector Protector
 	// Log takes what the message layer has to say; nil for nothing.
 	Log *zap.Logger
 }
@@ -85,6 +88,7 @@ type Client struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	dropped  atomic.Uint64
+	unread   atomic.Uint64
 
 	mu     sync.Mutex
 	calls  map[uint64]*call
@@ -165,6 +169,10 @@ func (c *Client) Peer() netip.AddrPort { return c.peer.Addr }
 // enough: more than 4096 waited for the loop over Do.
 func (c *Client) Dropped() uint64 { return c.dropped.Load() }
 
+// Unread is how many responses were dropped because their protection was not what
+// it had to be.
+func (c *Client) Unread() uint64 { return c.unread.Load() }
+
 // maxWaiting bounds the responses of one exchange that wait to be read.
 const maxWaiting = 4096
 
@@ -175,6 +183,7 @@ type call struct {
 	id        uint16 // Message ID of the request
 	sent      time.Time
 	port      uint16 // of the target URI, for GP-121; 0 when unknown
+	open      Opener // nil: responses come as they are
 	responses chan *Response
 	fate
 }
@@ -201,7 +210,11 @@ func (f fate) tell(err error) {
 // send sends a request with a Token of its own. waiting bounds the responses
 // that may wait to be read. The Token is in use until free.
 func (c *Client) send(to endpoint.Peer, m *wire.Message, port uint16, waiting int) (*call, error) {
-	k := &call{peer: to, port: port, id: c.endpoint.NextID(to.Addr), sent: time.Now(), fate: newFate(),
+	m, open, err := c.protect(m)
+	if err != nil {
+		return nil, err
+	}
+	k := &call{peer: to, port: port, open: open, id: c.endpoint.NextID(to.Addr), sent: time.Now(), fate: newFate(),
 		responses: make(chan *Response, waiting)}
 	c.mu.Lock()
 	k.token = c.tokens.take(k.sent, func(t uint64) bool { return c.calls[t] != nil })
@@ -244,13 +257,22 @@ func (c *Client) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wir
 	if k == nil || k.peer.Addr != peer.Addr {
 		return false
 	}
+	protected := true
+	if k.open != nil {
+		var err error
+		if m, protected, err = k.open.Open(m); err != nil {
+			c.config.Log.Info("response dropped", zap.Stringer("peer", peer.Addr), zap.Error(err))
+			c.unread.Add(1)
+			return true
+		}
+	}
 	e.Settle(peer.Addr, k.id) // a response implies the ACK (RFC 7252 §5.2.2)
 	if len(k.responses) == cap(k.responses) {
 		c.dropped.Add(1)
 		return true
 	}
 	p := newResponse(m, &c.config.Numbers, k.port)
-	p.Peer, p.Elapsed = peer.Addr, time.Since(k.sent)
+	p.Peer, p.Elapsed, p.Unprotected = peer.Addr, time.Since(k.sent), !protected
 	k.responses <- p // has room: only here, under the lock, it is filled
 	return true
 }
@@ -258,6 +280,12 @@ func (c *Client) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wir
 // tell sends a message that belongs to a call whose Token has been freed, under
 // that Token, and waits for the ACK of a confirmable one for a short time.
 func (c *Client) tell(k *call, m *wire.Message) {
+	sealed, err := c.protectTold(m)
+	if err != nil {
+		c.config.Log.Debug("not told to stop", zap.Stringer("peer", k.peer.Addr), zap.Error(err))
+		return
+	}
+	m = sealed
 	m.ID, m.Token = c.endpoint.NextID(k.peer.Addr), k.tokenBytes()
 	c.config.Trace(m, k.peer.Addr)
 	told := newFate()

@@ -35,6 +35,9 @@ type Response struct {
 	// Timeout is the Multicast-Timeout of an error response, see TimeoutMissing
 	// and MinTimeout.
 	Timeout exchange.Timeout
+	// Unprotected marks a response that came without the protection it should have
+	// had: an error that somebody on the way made, or forged.
+	Unprotected bool
 	// Stale marks a notification that is older than one that came before it
 	// (RFC 7641 §3.4).
 	Stale bool

@@ -39,6 +39,7 @@ type Config struct {
 	Control Control                 `yaml:"control"`
 	Limits  Limits                  `yaml:"limits"`
 	Log     Log                     `yaml:"log"`
+	OSCORE  OSCORE                  `yaml:"oscore"`
 
 	source source
 }
@@ -66,6 +67,9 @@ type Client struct {
 	// HTTP is the client's name in the file of tokens and passwords (HC-100);
 	// unique.
 	HTTP string `yaml:"http"`
+	// OSCORE names the Security Contexts that are this client's (OH-122): files in
+	// OSCORE.Contexts, without their extension.
+	OSCORE []string `yaml:"oscore"`
 	// Dialect is the generation of the group options spoken with this client
 	// (GP-127).
 	Dialect Dialect `yaml:"dialect"`

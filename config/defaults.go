@@ -55,7 +55,8 @@ func Default() *Config {
 			RequestBurst:       100,
 			ReuseList:          65536, // GC-24
 		},
-		Log: Log{Level: LogInfo, Format: LogConsole, Output: LogStderr},
+		OSCORE: OSCORE{Contexts: "oscore", Store: "oscore.db", MaxLayers: 2}, // OH-2
+		Log:    Log{Level: LogInfo, Format: LogConsole, Output: LogStderr},
 	}
 }
 

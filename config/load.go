@@ -63,6 +63,7 @@ func Load(path string, opts ...Option) (*Config, error) {
 			*name = filepath.Join(filepath.Dir(path), *name)
 		}
 	}
+	c.OSCORE.relativeTo(filepath.Dir(path))
 	return c, nil
 }
 

@@ -32,6 +32,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.cache()
 	v.control()
 	v.http()
+	v.oscore()
 	oneOf(&v, "log.level", c.Log.Level, LogDebug, LogInfo, LogWarn, LogError)
 	oneOf(&v, "log.format", c.Log.Format, LogConsole, LogJSON)
 	oneOf(&v, "log.output", c.Log.Output, LogStderr, LogStdout)

@@ -18,7 +18,14 @@ type Reception struct {
 	Peer Peer
 	Path Path
 	// Now is when the request was read.
-	Now      time.Time
+	Now time.Time
+	// Seal, unless nil, makes of a message that answers this request the one that
+	// is sent instead: the handler sets it before Accept, for a request that came
+	// protected (OH-4). It is called once for each message, not for its
+	// retransmissions, with Code, Options and Payload, which are borrowed. On an
+	// error the message is not sent (OH-63). Calls may be concurrent.
+	Seal func(*wire.Message) (*wire.Message, error)
+
 	endpoint *Endpoint
 	entry    handle  // none when the request is not remembered
 	stream   *Stream // the connection it came by, then endpoint is nil
@@ -107,8 +114,9 @@ type Incoming struct {
 	// Path is the way back: of a request that was sent to a group, it leaves
 	// the choice of the source address to the routing table (RFC 7252 §8.2).
 	Path        Path
-	Confirmable bool   // on a connection: true
-	Token       []byte // owned
+	Confirmable bool                                       // on a connection: true
+	Token       []byte                                     // owned
+	seal        func(*wire.Message) (*wire.Message, error) // Reception.Seal
 	endpoint    *Endpoint
 	stream      *Stream // the connection it came by, then endpoint is nil
 	entry       handle
@@ -125,7 +133,7 @@ type Incoming struct {
 // copied afterwards.
 func (in *Incoming) Accept(rx *Reception, m *wire.Message) {
 	in.Peer, in.Path, in.Confirmable = rx.Peer, rx.Path, m.Type == message.Confirmable
-	in.endpoint, in.entry, in.id, in.stream = rx.endpoint, rx.entry, m.ID, rx.stream
+	in.endpoint, in.entry, in.id, in.stream, in.seal = rx.endpoint, rx.entry, m.ID, rx.stream, rx.Seal
 	in.Token = append(in.inline[:0], m.Token...)
 	if in.Path.Local.IsMulticast() {
 		in.Path.Local = netip.Addr{}
@@ -172,6 +180,14 @@ func (in *Incoming) open() *openRequests {
 // which w is told what becomes of the message, until Settle; w may be nil for a
 // non-confirmable one. On a connection w is never called and the ID is 0.
 func (in *Incoming) Relay(m *wire.Message, typ message.Type, w Watcher) (uint16, error) {
+	if in.seal != nil {
+		c := *m // which escapes, and m does not
+		sealed, err := in.seal(&c)
+		if err != nil {
+			return 0, err
+		}
+		m = sealed
+	}
 	m.Token = in.Token
 	if in.stream != nil {
 		c := *m // which escapes, and m does not
@@ -221,8 +237,18 @@ func (in *Incoming) Ack() {
 // Respond sends the one response of the request: piggybacked on the ACK while
 // that has not been sent, else as a separate message of the given type. m needs
 // Code, Options and Payload only. w is told what becomes of a separate
-// response; it may be nil for a non-confirmable one.
+// response; it may be nil for a non-confirmable one. A response that cannot be
+// sealed is as if there were none.
 func (in *Incoming) Respond(m *wire.Message, separate message.Type, w Watcher) {
+	if in.seal != nil {
+		c := *m // which escapes, and m does not
+		sealed, err := in.seal(&c)
+		if err != nil {
+			in.Finish()
+			return
+		}
+		m = sealed
+	}
 	if !in.finish() {
 		return
 	}

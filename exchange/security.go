@@ -17,6 +17,9 @@ type Security struct {
 	// the peer's choice that the key was found by, not necessarily text.
 	PSK         bool
 	PSKIdentity string
+	// OSCORE is the name of the Security Context that a request was protected
+	// with (OH-122); empty for none.
+	OSCORE string
 	// Certificate is the verified certificate, nil for a pre-shared key.
 	Certificate *Certificate
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,6 +17,8 @@ type Context struct {
 	opener  aead // under the Recipient Key
 	iv      []byte
 	counter *counter
+	name    string        // see Name; set before the context is in use
+	alarm   atomic.Uint32 // the highest Level that Risen has told of
 
 	mu     sync.Mutex
 	window window
@@ -86,6 +89,9 @@ func (c *Context) Close() error {
 	c.counter.close()
 	return nil
 }
+
+// Name returns the name under which a [Keyring] has the context, else "".
+func (c *Context) Name() string { return c.name }
 
 // SenderID returns the Sender ID; the caller must not change it.
 func (c *Context) SenderID() []byte { return c.params.SenderID }

@@ -58,6 +58,21 @@ func (c *Context) Usage() Usage {
 	return u
 }
 
+// Risen returns the usage and whether its level is higher than it was at every
+// call before: the operator is to be told once of each (OC-54).
+func (c *Context) Risen() (Usage, bool) {
+	u := c.Usage()
+	for {
+		told := c.alarm.Load()
+		if uint32(u.Level) <= told {
+			return u, false
+		}
+		if c.alarm.CompareAndSwap(told, uint32(u.Level)) {
+			return u, true
+		}
+	}
+}
+
 // raise notes the level of one limit if it is the highest so far (OC-55).
 func (u *Usage) raise(which Limit, used, limit uint64) {
 	level := Normal

@@ -211,7 +211,7 @@ func TestUnencodableResponse(t *testing.T) {
 			w.Respond(&exchange.Response{Code: codes.Content, GroupPort: 5683, Options: message.Options{{ID: 9}, {ID: 1}}})
 			w.End(nil)
 			return exchange.Ended{}
-		}), g.front.Clients)
+		}), g.front.Clients, nil)
 		c.ask(groupGet(con, "t", 60))
 		c.expect("ACK")
 		require.EqualValues(t, 1, g.stats.DeliveryDropped.Load())

@@ -36,8 +36,11 @@ type FrontConfig struct {
 	// MaxEnded bounds the Tokens of ended group exchanges that are remembered
 	// (GP-43).
 	MaxEnded int
-	Stats    *Stats
-	Log      *zap.Logger
+	// Protected is how requests with an OSCORE option are served, until Serve says
+	// otherwise; nil: as requests with any other option that is not known.
+	Protected *Protection
+	Stats     *Stats
+	Log       *zap.Logger
 }
 
 // Front is the CoAP side towards clients: it implements
@@ -51,6 +54,9 @@ type Front struct {
 	idle    chan struct{} // see Drain
 	closed  atomic.Bool   // Drain was called
 
+	// What is granted to sources of protected messages that fail (OH-65, OC-54).
+	answers, forgers *budget
+
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
 	ended      *endedTokens
@@ -61,22 +67,25 @@ type Front struct {
 // service is who the clients are and where their requests go: read once per
 // request, since an identity means something only to the layers that made it.
 type service struct {
-	next    exchange.Handler
-	clients Authenticator
+	next      exchange.Handler
+	clients   Authenticator
+	protected *Protection
 }
 
 // NewFront returns a Front.
 func NewFront(c FrontConfig) *Front {
 	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
-		ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery)}
-	f.Serve(c.Next, c.Clients)
+		ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery),
+		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newBudget(layerFailureRate, layerFailureBurst)}
+	f.Serve(c.Next, c.Clients, c.Protected)
 	return f
 }
 
-// Serve makes further requests go to next, made by those whom clients knows.
-// Exchanges that have begun go on as they are. Safe for concurrent use.
-func (f *Front) Serve(next exchange.Handler, clients Authenticator) {
-	f.service.Store(&service{next, clients})
+// Serve makes further requests go to next, made by those whom clients knows; the
+// protected ones as protected says, nil for none. Exchanges that have begun go on
+// as they are. Safe for concurrent use.
+func (f *Front) Serve(next exchange.Handler, clients Authenticator, protected *Protection) {
+	f.service.Store(&service{next, clients, protected})
 }
 
 var _ endpoint.RequestHandler = (*Front)(nil)
@@ -89,8 +98,16 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		return
 	}
 	serving := f.service.Load()
-	client := serving.clients.Identify(rx.Peer.Addr, rx.Security())
+	var removed layers
+	if p := serving.protected; p != nil && wire.Has(m.Options, wire.OSCORE) {
+		var done bool
+		if m, removed, done = f.unprotect(p, rx, m); done {
+			return
+		}
+	}
+	client := serving.clients.Identify(rx.Peer.Addr, removed.proven(rx))
 	hop, failure := f.readHop(m.Options, client)
+	hop.context = removed.context()
 	if hop.timeout.Present && hop.local || f.Stats.Running.Load() > 0 {
 		if f.stopEarly(rx, m, &hop) {
 			return
@@ -105,6 +122,12 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		ID: f.Engine.NextID(), Method: m.Code, Options: m.Options, Payload: m.Payload,
 		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(),
 		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: rx.MaxPayload(),
+	}
+	if len(removed) > 0 {
+		r.BodyLimit = min(r.BodyLimit, maxLayeredPayload)
+		if failure == nil && removed.wornOut() && (hop.timeout.Present || wire.Has(m.Options, wire.Observe)) {
+			failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "the security context is nearly used up: renew it", RetryAfter: time.Minute} // OC-55
+		}
 	}
 	if ce := f.Log.Check(zap.DebugLevel, "request"); ce != nil {
 		ce.Write(zap.Uint64("exchange", r.ID), zap.Stringer("client", r.Peer), zap.String("method", wire.CodeString(r.Method)),
@@ -152,7 +175,13 @@ type hop struct {
 	proxy bool
 	// problem: errors are wanted as problem details (FP-38).
 	problem bool
+	// context names the OSCORE layers that were removed; empty for none.
+	context string
 }
+
+// maxLayeredPayload bounds the response body in one message inside OSCORE layers,
+// which a datagram has to hold with the layers round it (OC-51, OH-75).
+const maxLayeredPayload = 1024
 
 const problemDetails = 257 // application/concise-problem-details+cbor
 

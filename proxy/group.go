@@ -15,10 +15,13 @@ import (
 	"coapproxy/wire"
 )
 
-// clientToken tells group exchanges apart: client endpoint and Token (GP-40).
+// clientToken tells group exchanges apart: client endpoint and Token (GP-40), and
+// the OSCORE contexts of the layers the request came in: what is not protected in
+// the same way says nothing about it (OH-103).
 type clientToken struct {
-	origin endpoint.Origin
-	token  string
+	origin  endpoint.Origin
+	token   string
+	context string
 }
 
 // groupRequest is a request that may get many responses: one with a
@@ -54,7 +57,7 @@ func (x *groupRequest) Locate(t *exchange.Target) { x.target = *t }
 // stopEarly looks a request up among the running group exchanges before
 // anything else is done with it. It reports whether that settled the request.
 func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool {
-	key := clientToken{rx.Origin(), string(m.Token)}
+	key := clientToken{rx.Origin(), string(m.Token), h.context}
 	stop := m.Code == codes.GET && h.timeout.Present && h.timeout.Seconds == 0 && h.local // GP-40
 	f.mu.Lock()
 	x := f.running[key]
@@ -100,7 +103,7 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 	f.Stats.GroupRequests.Add(1)
 	x := &groupRequest{front: f, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem,
 		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable, until: r.Arrival.Add(r.Timeout.Duration())}
-	x.key = clientToken{rx.Origin(), string(m.Token)}
+	x.key = clientToken{rx.Origin(), string(m.Token), h.context}
 	x.in.Accept(rx, m)
 	if r.Client != nil {
 		x.dialect, x.delivery = r.Client.Dialect, r.Client.Delivery

@@ -150,6 +150,9 @@ func newGateway(t testing.TB, s *setup) *gateway {
 		}}
 	g.sinks = &contract{t: t, next: targets}
 	s.front.Next, s.front.Clients, s.front.Numbers, s.front.Engine, s.front.Stats, s.front.Log = g.sinks, policy, &s.numbers, g.engine, &g.stats, log
+	if p := s.front.Protected; p != nil {
+		p.Itself = targets.Itself
+	}
 	g.front = NewFront(s.front)
 
 	outer := g.network.Host(addrs(proxy4, proxy6, "fe80::100%lo")...)

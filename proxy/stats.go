@@ -18,5 +18,7 @@ type Stats struct {
 	TokenReuses     atomic.Uint64                   `metric:"token_reuses_total" help:"Group exchanges ended because their Token was used again."`
 	Late            atomic.Uint64                   `metric:"responses_late_total" help:"Responses that could not be sent before the timeout."`
 	DeliveryDropped atomic.Uint64                   `metric:"responses_undelivered_total" help:"Responses dropped because the client's queue was full."`
+	LayersSilenced  atomic.Uint64                   `metric:"oscore_silenced_total" help:"Protected requests that failed and got no answer, because their source had enough of them."`
+	LayersSkipped   atomic.Uint64                   `metric:"oscore_skipped_total" help:"Protected requests dropped unread, because too many forged ones came from their source."`
 	Failures        [exchange.Reasons]atomic.Uint64 `metric:"failures_total" help:"Requests the proxy answered with an error of its own." label:"reason"`
 }

@@ -80,6 +80,23 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 	})
 }
 
+// Itself returns the options of a request whose target is the proxy itself without
+// those that say so, and false for every other target (FP-8, OH-13). A name counts
+// only if it is one of OwnNames.
+func (t *Targets) Itself(r *exchange.Request) (message.Options, bool) {
+	if f := checkRequestOptions(r, t.Numbers); f != nil {
+		return nil, false
+	}
+	d, options, f := t.split(r, nil)
+	if f != nil || d.scheme != "coap" {
+		return nil, false
+	}
+	own := d.addr == r.Local.Addr() && d.port == r.Local.Port() ||
+		t.alias(&d) && t.Own(netip.AddrPortFrom(r.Local.Addr(), d.port)) ||
+		d.addr.IsValid() && t.Own(netip.AddrPortFrom(d.addr, d.port))
+	return options, own
+}
+
 // alias reports whether the host is one of OwnNames.
 func (t *Targets) alias(d *destination) bool {
 	if len(t.OwnNames) == 0 {

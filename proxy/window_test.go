@@ -121,7 +121,7 @@ func TestNoResponsesFromElsewhere(t *testing.T) {
 			w.Respond(&exchange.Response{Code: codes.Content, From: addrPort(member1), GroupPort: 5683})
 			w.End(nil)
 			return exchange.Ended{}
-		}), g.front.Clients)
+		}), g.front.Clients, nil)
 		c := g.peer(userAddr)
 		c.ask(groupGet(con, "t", 0))
 		c.expect("ACK")

@@ -33,6 +33,7 @@ type generation struct {
 	entry, exit exchange.Handler
 	policy      *access.Policy
 	config      *config.Config
+	protected   *proxy.Protection
 	members     membership.Groups
 	learned     map[string]*membership.Learned
 	secrets     secrets
@@ -102,12 +103,18 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	window := &proxy.Groups{Next: p.stored, RefuseAboveMax: c.Proxy.RefuseAboveMax, Log: log.Named("route")}
 	g.policy = access.New(policyOf(c), window, p.heard)
 	window.MaxTimeout = g.policy.MaxTimeout
-	g.entry = &proxy.Targets{Next: g.policy, Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is,
+	targets := &proxy.Targets{Next: g.policy, Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is,
 		OwnNames: ownNames(c), Zone: zoneOf(c, p.heard), Engine: p.engine, Log: log.Named("target")}
+	g.entry = targets
 	if err := p.webOf(c, g, log.Named("http")); err != nil {
 		return nil, err
 	}
-	return g, prepareGroups(c, groupLeg, log)
+	if err = prepareGroups(c, groupLeg, log); err != nil {
+		return nil, err
+	}
+	// Last, because it takes contexts away that c does not have.
+	g.protected, err = p.protectionOf(c, targets, log.Named("oscore"))
+	return g, err
 }
 
 // serve makes g the generation that gets the requests.
@@ -116,7 +123,7 @@ func (p *runningProxy) serve(g *generation) {
 	p.members.Store(&g.members)
 	p.config.Store(g.config)
 	p.exit.To(g.exit)
-	p.front.Serve(g.entry, g.policy)
+	p.front.Serve(g.entry, g.policy, g.protected)
 	p.http.serve(g, p.listeners)
 	p.generation = g
 }

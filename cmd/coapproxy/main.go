@@ -37,6 +37,7 @@ func commands() []command {
 		{"init", "[DIR]", "write a first configuration with fresh secrets", runInit},
 		{"check", "FILE", "say what is wrong with a configuration", runCheck},
 		{"request", "[flags] METHOD URI", "send a request, to a group too, and print every response", runRequest},
+		{"oscore", "new|show FILE ...", "make the two ends of an OSCORE context, or show one", runOSCORE},
 		{"decode", "HEX", "explain a CoAP message option by option", runDecode},
 		{"cache", "show|flush|stats", "show or drop the stored responses of the running proxy", runCache},
 		{"manual", "", "print the manual page", runManual},

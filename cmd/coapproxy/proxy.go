@@ -52,6 +52,8 @@ type runningProxy struct {
 	exit    exchange.Switch
 	save    func() // keeps the stored responses for the next start
 
+	oscore *oscoreHop // nil while no configuration has had a context
+
 	// What a reload replaces, under the lock; see reload.
 	mu         sync.Mutex
 	stopping   bool           // nothing is reloaded any more
@@ -120,7 +122,7 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	p.front = proxy.NewFront(proxy.FrontConfig{Next: g.entry, Clients: g.policy, Numbers: p.numbers, Engine: p.engine,
+	p.front = proxy.NewFront(proxy.FrontConfig{Next: g.entry, Clients: g.policy, Protected: g.protected, Numbers: p.numbers, Engine: p.engine,
 		ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom, MaxExchanges: c.Limits.Exchanges, MaxEnded: c.Limits.Exchanges,
 		Stats: &p.stats.fronts, Log: log.Named("front")})
 	p.serve(g)
@@ -161,6 +163,7 @@ func (p *runningProxy) close() {
 	if p.generation != nil {
 		p.generation.close()
 	}
+	p.oscore.close()
 }
 
 // warnings says what an operator should know before it hurts.

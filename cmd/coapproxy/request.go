@@ -30,6 +30,8 @@ type requestSettings struct {
 	target      wire.URI // valid when targetKnown
 	targetKnown bool
 	via         string
+	through     []wire.URI // further proxies behind via
+	oscore      []string   // context files
 	bind        netip.AddrPort
 	payloadFile string
 	stopAfter   int
@@ -65,10 +67,13 @@ func runRequest(ctx context.Context, stdio stdio, args []string) int {
 		return fail(exitFailed, err)
 	}
 	a, err := newAsker(ctx, s, stdio, peer)
-	if err != nil {
+	switch {
+	case errors.Is(err, client.ErrRequest):
+		return fail(exitUsage, err)
+	case err != nil:
 		return fail(exitFailed, err)
 	}
-	defer a.client.Close()
+	defer a.close()
 	return a.run(ctx)
 }
 
@@ -103,6 +108,19 @@ func parseRequest(stdio stdio, args []string) (_ *requestSettings, code int, don
 	}
 
 	flags.StringVar(&s.via, "via", "", "`URI` of the proxy, e.g. coap://127.0.0.1:5683; without it the URI's host is asked")
+	flags.Func("oscore", "protect with the OSCORE context in `FILE`, for the proxy, or for the server without one; given again, for the\n"+
+		strings.Repeat(" ", 31)+"next one on the way", func(v string) error {
+		s.oscore = append(s.oscore, v)
+		return nil
+	})
+	flags.Func("through", "with --oscore: the `URI` of a further proxy, behind --via; may be repeated", func(v string) error {
+		u, err := wire.ParseURI(v)
+		if err == nil && (u.Scheme != "coap" || len(u.Path) > 0 || u.Query != nil) {
+			err = errors.New("not coap://HOST or coap://HOST:PORT")
+		}
+		s.through = append(s.through, u)
+		return err
+	})
 	flags.Func("multicast-timeout", "how long the proxy collects the responses of a group, `SECONDS`; 0: none are wanted", func(v string) (err error) {
 		r.Timeout, err = parseSeconds(v)
 		return err

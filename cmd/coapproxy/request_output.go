@@ -111,6 +111,9 @@ func (o *requestOutput) response(server string, p *client.Response) {
 	if p.Stale {
 		words = append(words, "stale")
 	}
+	if p.Unprotected {
+		words = append(words, "not protected")
+	}
 	if options := o.words.all(p.Options, p.Code, without); options != "" {
 		words = append(words, options)
 	}

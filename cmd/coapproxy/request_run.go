@@ -17,6 +17,7 @@ import (
 type asker struct {
 	settings *requestSettings
 	client   *client.Client
+	oscore   *oscoreClient // nil: nothing is protected
 	show     *requestOutput
 	tally    requestTally
 }
@@ -59,8 +60,24 @@ func newAsker(ctx context.Context, s *requestSettings, stdio stdio, peer netip.A
 		config.Trace = a.show.sent
 	}
 	var err error
-	a.client, err = client.Dial(ctx, peer, config)
-	return a, err
+	if len(s.oscore)+len(s.through) > 0 {
+		if a.oscore, err = newOSCOREClient(s.oscore, s.via != "", s.through, s.numbers); err != nil {
+			return nil, err
+		}
+		config.Protector = a.oscore
+	}
+	if a.client, err = client.Dial(ctx, peer, config); err != nil {
+		return nil, errors.Join(err, a.oscore.Close())
+	}
+	return a, nil
+}
+
+// close ends what newAsker began.
+func (a *asker) close() {
+	a.client.Close()
+	if err := a.oscore.Close(); err != nil {
+		a.show.hint("the sequence numbers of the OSCORE context could not be kept: %v", err)
+	}
 }
 
 // run asks, and asks again where an answer says how, and returns the exit code.
@@ -78,6 +95,9 @@ func (a *asker) run(ctx context.Context) int {
 	}
 	if n := a.client.Dropped(); n > 0 {
 		a.show.hint("%d responses came faster than they could be printed and are lost", n)
+	}
+	if n := a.client.Unread(); n > 0 {
+		a.show.hint("%d responses were not protected as they must be and are lost", n)
 	}
 	a.show.summary(&a.tally)
 	if a.tally.successes > 0 || a.tally.ended == endSent {

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 
 	"coapproxy/config"
+	"coapproxy/oscorehop"
 )
 
 // runInit is the subcommand init.
@@ -41,6 +42,10 @@ func runCheck(_ context.Context, io stdio, args []string) int {
 	c, err := config.Load(flags.Arg(0))
 	if err != nil {
 		fmt.Fprintln(io.err, err)
+		return exitFailed
+	}
+	if err := oscorehop.CheckKeyring(c.OSCORE.Contexts, c.ClientContexts(), nil); err != nil {
+		fmt.Fprintf(io.err, "%s: %v\n", flags.Arg(0), err)
 		return exitFailed
 	}
 	fmt.Fprintf(io.out, "%s: ok, %d listeners, %d clients, %d groups\n", flags.Arg(0), len(c.Listen), len(c.Clients), len(c.Groups))

@@ -113,7 +113,7 @@ func clientOf(c *config.Client) access.Client {
 	out := access.Client{
 		Identity: exchange.Identity{Name: c.Name, PresetTimeout: c.PresetTimeout,
 			Delivery: exchange.Delivery{Outstanding: c.ConOutstanding, Queue: c.ConQueue}},
-		Networks: c.Networks, PSK: c.PSK, HTTP: c.HTTP, AllGroups: c.Groups.All(), Groups: c.Groups, MaxTimeout: c.MaxTimeout,
+		Networks: c.Networks, PSK: c.PSK, HTTP: c.HTTP, OSCORE: c.OSCORE, AllGroups: c.Groups.All(), Groups: c.Groups, MaxTimeout: c.MaxTimeout,
 		AllowNoResponseZero: c.AllowNoResponseZero, FollowUp: c.FollowUp, MaxExchanges: c.MaxExchanges,
 	}
 	switch c.Dialect {

@@ -1,0 +1,201 @@
+package proxy
+
+import (
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"go.uber.org/zap"
+
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Protection is how a front serves requests that are protected with OSCORE.
+type Protection struct {
+	Layers Unprotector
+	// MaxLayers bounds the layers that are removed from one message (OH-2).
+	MaxLayers int
+	// Itself returns the options of a request whose target is the proxy itself
+	// without those that say so; false for any other target (OH-13).
+	Itself func(r *exchange.Request) (message.Options, bool)
+}
+
+// Unprotector removes OSCORE layers from requests. Safe for concurrent use.
+type Unprotector interface {
+	// Unprotect removes the layer of m, a request with an OSCORE option that is for
+	// this proxy (OH-15). The result may alias m.
+	Unprotect(m *wire.Message) (*wire.Message, Layer, *LayerRefusal)
+}
+
+// Layer is a layer that was removed from a request and goes round every one of its
+// responses (OH-4). Safe for concurrent use.
+type Layer interface {
+	// Security says whom the layer proves the request to be from (OH-122).
+	Security() *exchange.Security
+	// Context names the Security Context; no two contexts have the same name.
+	Context() string
+	// WornOut reports a context so near to the limits of its keys that nothing may
+	// be begun with it that draws many responses (OC-55).
+	WornOut() bool
+	// Protect returns the response to send in place of m: Code, Options and
+	// Payload, m being borrowed. After an error nothing may be sent (OH-63).
+	Protect(m *wire.Message) (*wire.Message, error)
+}
+
+// LayerRefusal is why a layer was not removed (OH-50 to OH-54).
+type LayerRefusal struct {
+	// Answer is what the client may be told: Code, Options and Payload.
+	Answer *wire.Message
+	// Authentic says that the request was, and that Answer is protected by the
+	// layer itself (OH-54). It is always sent then; any other answer only as
+	// often as its source may have some (OH-65).
+	Authentic bool
+	// Forged says that a key has been tried in vain, of which limits have to be
+	// kept (OC-54).
+	Forged bool
+	Reason error // for the log
+}
+
+// layers are the layers removed from one request, the outermost first.
+type layers []Layer
+
+// protect puts all layers round a response, in reverse order of removal (OH-4,
+// OH-40). It is a Reception's Seal.
+func (l layers) protect(m *wire.Message) (*wire.Message, error) {
+	for i := len(l) - 1; i >= 0; i-- {
+		var err error
+		if m, err = l[i].Protect(m); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// context names all contexts of the layers; empty for none. What belongs to an
+// exchange, such as an Early Stop Request, has to come in the same (OH-103).
+func (l layers) context() string {
+	switch len(l) {
+	case 0:
+		return ""
+	case 1:
+		return l[0].Context()
+	}
+	name := ""
+	for _, layer := range l {
+		name += layer.Context() + "\n"
+	}
+	return name
+}
+
+// proven is what the layers, or else the transport, prove about the client: the
+// last layer removed counts (OH-13), and a message out of which none was removed
+// has nothing but its transport, whatever it carries for others (OH-17).
+func (l layers) proven(rx *endpoint.Reception) *exchange.Security {
+	if len(l) == 0 {
+		return rx.Security()
+	}
+	return l[len(l)-1].Security()
+}
+
+func (l layers) wornOut() bool {
+	for _, layer := range l {
+		if layer.WornOut() {
+			return true
+		}
+	}
+	return false
+}
+
+// Sources may have so many unprotected answers about their protected messages
+// (OH-65), and may send so many messages that keys are tried on in vain (OC-54).
+const (
+	layerAnswerRate   = 5 // per second
+	layerAnswerBurst  = 20
+	layerFailureRate  = 10 // per second
+	layerFailureBurst = 64
+)
+
+// unprotect runs the decision loop on a request with an OSCORE option (OH-10 to
+// OH-16): it removes the layers that are for this proxy until the message is to be
+// forwarded or has none for it any more. done says that the request has been
+// answered or dropped. What is left goes through the other layers like any
+// request, with the identity that the removed layers prove; rx seals its
+// responses.
+func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message) (inner *wire.Message, removed layers, done bool) {
+	for wire.Has(m.Options, wire.OSCORE) { // OH-14: without one it is for the local application
+		if isProxyRequest(m.Options) { // OH-11
+			rest, own := p.forItself(rx, m)
+			if !own {
+				return m, removed, false // another's layer is forwarded as it is: OH-22, OC-80
+			}
+			m = rest // OH-13
+			continue
+		}
+		if wire.Has(m.Options, wire.EDHOC) { // OH-19: combined requests are not served
+			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: badOption(wire.EDHOC, "EDHOC is not supported"),
+				Answer: &wire.Message{Code: codes.BadOption, Payload: []byte("EDHOC is not supported")}})
+			return nil, nil, true
+		}
+		if len(removed) >= p.MaxLayers { // OH-2, OH-56
+			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.Denied, "too many OSCORE layers"),
+				Answer: &wire.Message{Code: codes.Unauthorized, Options: message.Options{{ID: wire.MaxAge}}, Payload: []byte("too many OSCORE layers")}})
+			return nil, nil, true
+		}
+		if f.forgers.empty(rx.Peer.Addr.Addr(), rx.Now) {
+			f.Stats.LayersSkipped.Add(1)
+			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.TooManyRequests, "too many forged messages from this source")})
+			return nil, nil, true
+		}
+		next, layer, refusal := p.Layers.Unprotect(m)
+		if refusal != nil {
+			f.refuseLayer(rx, m, removed, refusal)
+			return nil, nil, true
+		}
+		removed = append(removed, layer)
+		rx.Seal = removed.protect
+		m = next
+	}
+	return m, removed, false
+}
+
+// forItself returns what is left of a request whose target is the proxy: the same
+// without the options that say so.
+func (p *Protection) forItself(rx *endpoint.Reception, m *wire.Message) (*wire.Message, bool) {
+	options, ok := p.Itself(&exchange.Request{Options: m.Options, Local: rx.Local()})
+	if !ok {
+		return nil, false
+	}
+	rest := *m
+	rest.Options = options
+	return &rest, true
+}
+
+// refuseLayer ends a request of which a layer could not be removed. Answers that
+// are not protected by that layer go out, in the layers removed before, at a
+// bounded rate (OH-64, OH-65).
+func (f *Front) refuseLayer(rx *endpoint.Reception, m *wire.Message, removed layers, r *LayerRefusal) {
+	source := rx.Peer.Addr.Addr()
+	if r.Forged {
+		f.forgers.take(source, rx.Now)
+	}
+	level := zap.InfoLevel
+	if r.Authentic {
+		level = zap.DebugLevel
+	}
+	if ce := f.Log.Check(level, "protected request refused"); ce != nil {
+		ce.Write(zap.Stringer("client", rx.Peer.Addr), zap.String("context", removed.context()), zap.NamedError("reason", r.Reason))
+	}
+	var in endpoint.Incoming
+	in.Accept(rx, m)
+	switch {
+	case r.Answer == nil:
+		in.Finish()
+		return
+	case !r.Authentic && !f.answers.take(source, rx.Now):
+		f.Stats.LayersSilenced.Add(1)
+		in.Finish()
+		return
+	}
+	f.Stats.Responses.Add(1)
+	in.Respond(r.Answer, m.Type, nil)
+}
