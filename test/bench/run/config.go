@@ -12,7 +12,7 @@ const nstart = 4096
 
 // writeConfig writes a configuration for the benchmark: everybody on the loopback may do what the load does, and
 // no limit made for the real world stands in its way.
-func writeConfig(file string, listen, source netip.AddrPort) error {
+func writeConfig(file string, listen, source netip.AddrPort, cache bool) error {
 	group := source
 	if !source.Addr().IsMulticast() {
 		group = netip.AddrPortFrom(netip.AddrFrom4([4]byte{224, 0, 1, 187}), source.Port())
@@ -37,6 +37,10 @@ groups:
 proxy:
   allow_loopback: true
   client_types: keep
+cache:
+  enabled: %[5]t
+control:
+  socket: off
 limits:
   nstart_targets:
     - target: 127.0.0.1:%[4]d
@@ -45,6 +49,6 @@ limits:
   grace: 0s
 log:
   level: warn
-`, listen, group, nstart, source.Port())
+`, listen, group, nstart, source.Port(), cache)
 	return os.WriteFile(file, []byte(text), 0o600)
 }

@@ -128,7 +128,7 @@ func (l *lab) command(sc *scenario, contender string, listen, source netip.AddrP
 		return []string{libcoapServer, "-A", listen.Addr().String(), "-p", strconv.Itoa(int(listen.Port())), "-P", ",px"}, nil
 	case subject:
 		file := filepath.Join(l.dir, "config.yaml")
-		return []string{l.binary, "serve", "--config", file}, writeConfig(file, listen, source)
+		return []string{l.binary, "serve", "--config", file}, writeConfig(file, listen, source, sc.cache)
 	case nullBatched:
 		batch = "64"
 	}
