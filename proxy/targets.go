@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"go.uber.org/zap"
@@ -59,24 +60,28 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		return exchange.Fail(w, f)
 	}
 	r.Options = options
+	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host, Addr: netip.AddrPortFrom(d.addr, d.port)}
 	if l, ok := w.(exchange.Locator); ok {
-		l.Locate(&exchange.Target{Scheme: d.scheme, Host: d.host, Addr: netip.AddrPortFrom(d.addr, d.port)})
+		l.Locate(&r.Target)
 	}
 	if d.scheme != "coap" { // which leaves nothing for FP-87 to guard
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "scheme %s is not served", d.scheme)) // FP-7, GP-22
 	}
-	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host}
 	if d.addr == r.Local.Addr() && d.port == r.Local.Port() || t.alias(&d) && t.Own(netip.AddrPortFrom(r.Local.Addr(), d.port)) {
 		return t.local(r, w) // FP-8
 	}
-	if d.addr.IsValid() {
+	switch {
+	case d.addr.IsMulticast():
 		return t.proceed(r, w, []netip.Addr{d.addr}, d.port)
+	case d.addr.IsValid():
+		return t.single(r, w, netip.AddrPortFrom(d.addr, d.port))
 	}
 	if r.Client == nil { // nobody makes the proxy ask name servers for nothing
 		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified")) // GP-23, FP-85
 	}
+	port := d.port // so that only what needs a name costs an allocation
 	return t.Names.lookup(r, w, d.host, func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler {
-		return t.proceed(r, w, addrs, d.port)
+		return t.proceed(r, w, addrs, port)
 	})
 }
 
@@ -190,7 +195,7 @@ func (t *Targets) split(r *exchange.Request, options message.Options) (destinati
 		options = appendSegments(options, wire.URIPath, uri.Path)
 	}
 	for _, q := range uri.Query {
-		options = insertOption(options, wire.URIQuery, []byte(q))
+		options = insertOption(options, wire.URIQuery, lent(q))
 	}
 	for _, segment := range uri.Path {
 		if segment == "." || segment == ".." {
@@ -230,10 +235,14 @@ func isDot(segment []byte) bool { return string(segment) == "." || string(segmen
 
 func appendSegments(options message.Options, id message.OptionID, values []string) message.Options {
 	for _, v := range values {
-		options = append(options, message.Option{ID: id, Value: []byte(v)})
+		options = append(options, message.Option{ID: id, Value: lent(v)})
 	}
 	return options
 }
+
+// lent is s as the value of an option, without a copy: nobody writes into the
+// options of a request.
+func lent(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 // absolute reads Proxy-Cri or Proxy-Uri, in this order of precedence (FP-2).
 func absolute(options message.Options) (uri wire.URI, found bool, _ *exchange.Failure) {

@@ -11,6 +11,9 @@ import (
 // canonicalZone turns a numeric zone into the interface's name, the form used
 // inside the proxy, and leaves everything else as it is.
 func canonicalZone(zone string) string {
+	if zone == "" {
+		return ""
+	}
 	index, err := strconv.Atoi(zone)
 	if err != nil {
 		return zone
