@@ -23,6 +23,7 @@ type entry struct {
 	place   uint64 // see appendPlace
 
 	server   netip.AddrPort // the address option is made of it for each client (GP-74)
+	announce []byte         // what the server is announced as, if not as that; see Response.ReplyFrom
 	code     codes.Code
 	options  message.Options // without Max-Age, sorted
 	payload  []byte
@@ -47,7 +48,7 @@ const entryOverhead = 400
 
 // measure sets the cost of e.
 func (e *entry) measure() {
-	e.cost = entryOverhead + len(e.key) + len(e.payload)
+	e.cost = entryOverhead + len(e.key) + len(e.payload) + len(e.announce)
 	for _, o := range e.options {
 		e.cost += len(o.Value) + 32
 	}
@@ -87,6 +88,8 @@ type storability struct {
 	drop   bool   // cannot, and what is stored is outdated all the same
 	maxAge uint32 // seconds
 	etag   []byte
+	// For counters: the ETag is none, Max-Age is longer than anything counts.
+	badETag, capped bool
 }
 
 // judge decides whether a response to a safe request can be stored (FP-40,
@@ -120,6 +123,8 @@ func judge(p *exchange.Response, c *Config) storability {
 	if etagged > 1 || p.Code != codes.Content {
 		v.etag = nil // an ETag occurs once in a response (RFC 7252 §5.10.6.1)
 	}
+	v.badETag = etagged > 0 && v.etag == nil && p.Code == codes.Content
+	v.capped = v.maxAge > c.MaxAge
 	v.maxAge = min(v.maxAge, c.MaxAge)
 	switch {
 	case len(p.Payload) > c.MaxBody: // FP-51
@@ -157,7 +162,7 @@ func kept(id message.OptionID, c *Config) bool {
 // what p refers to, and keeps key.
 func newEntry(p *exchange.Response, v storability, now time.Time, c *Config) *entry {
 	e := &entry{code: p.Code, received: now, maxAge: v.maxAge, expires: now.Add(time.Duration(v.maxAge) * time.Second)}
-	count, size := 0, len(p.Payload)
+	count, size := 0, len(p.Payload)+len(p.ReplyFrom)
 	for _, o := range p.Options {
 		if kept(o.ID, c) {
 			count++
@@ -182,6 +187,9 @@ func newEntry(p *exchange.Response, v storability, now time.Time, c *Config) *en
 		e.options = append(e.options, message.Option{ID: o.ID, Value: value})
 	}
 	e.payload = own(p.Payload)
+	if p.ReplyFrom != nil {
+		e.announce = own(p.ReplyFrom)
+	}
 	return e
 }
 
@@ -189,7 +197,7 @@ func newEntry(p *exchange.Response, v storability, now time.Time, c *Config) *en
 // type of safe option in the 2.03 replaces the stored ones (FP-45; RFC 7252
 // §5.9.1.3).
 func (e *entry) refreshed(p *exchange.Response, maxAge uint32, now time.Time, c *Config) *entry {
-	n := &entry{hash: e.hash, key: e.key, uri: e.uri, request: e.request, place: e.place, server: e.server, code: e.code, payload: e.payload,
+	n := &entry{hash: e.hash, key: e.key, uri: e.uri, request: e.request, place: e.place, server: e.server, announce: e.announce, code: e.code, payload: e.payload,
 		client: e.client, private: e.private, hopLimit: e.hopLimit, received: now, maxAge: maxAge, expires: now.Add(time.Duration(maxAge) * time.Second)}
 	brought := func(id message.OptionID) bool { return !wire.Unsafe(id) && kept(id, c) && id != wire.ETag }
 	n.options = make(message.Options, 0, len(e.options)+len(p.Options))
@@ -242,7 +250,7 @@ func (y *reply) stored(e *entry, now time.Time, valid bool, groupPort uint16, x 
 	if x.groupTag != nil && e.code == codes.Content && !valid {
 		extra = append(extra, message.Option{ID: c.Numbers.GroupETag, Value: x.groupTag}) // GP-84
 	}
-	y.response = exchange.Response{Code: e.code, Payload: e.payload, From: e.server, GroupPort: groupPort}
+	y.response = exchange.Response{Code: e.code, Payload: e.payload, From: e.server, ReplyFrom: e.announce, GroupPort: groupPort}
 	y.options = y.options[:0]
 	if valid {
 		y.response.Code, y.response.Payload = codes.Valid, nil

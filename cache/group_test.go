@@ -404,9 +404,18 @@ func TestUnsafeGroupRequests(t *testing.T) { // FP-47, GC-71
 	}
 	run(t, nil, func(x *fixture) {
 		x.fill(groupGet(1, "t"), a("a"), b("b"))
-		x.fill(post(1), groupFrom(serverB, &exchange.Response{Code: codes.Changed}))
-		x.hit(get("t"))
+		x.miss(to(serverC, get("t")), from(serverC, content("c")))
+		c := x.ask(post(1))
+		x.miss(get("t"), content("a1")) // it may have been carried out already
+		x.last().Cancel()
+		x.origin.calls[2].sink.Respond(groupFrom(serverB, &exchange.Response{Code: codes.Changed}))
+		x.miss(to(serverB, get("t")), from(serverB, content("b1")))
+		x.hit(to(serverB, get("t")))
+		x.origin.calls[2].end(nil)
+		require.Len(t, c.got, 1)
+		x.miss(get("t"), content("a2")) // whose silence tells nothing (GC-30)
 		x.miss(to(serverB, get("t")), from(serverB, content("b2")))
+		x.hit(to(serverC, get("t"))) // not in the group
 	})
 	for _, r := range []*exchange.Request{post(0), post(1, uintOption(wire.NoResponse, 2))} {
 		run(t, nil, func(x *fixture) {

@@ -25,6 +25,7 @@ type resource struct {
 	server netip.AddrPort
 	path   string
 	accept uint32
+	client string // whose representation it is, over a secured scheme; "" for everybody's
 }
 
 // representation is what a server would answer with.
@@ -141,7 +142,7 @@ func (m *model) print(path string, accept uint32) (string, bool) { // GP-82
 		return "", false
 	}
 	for _, server := range m.members.servers {
-		e := m.fresh(resource{server, path, accept})
+		e := m.fresh(resource{server, path, accept, ""})
 		if e == nil {
 			return "", false
 		}
@@ -175,15 +176,21 @@ func resourceOf(r *exchange.Request, server netip.AddrPort) resource {
 	path, _ := wire.First(r.Options, wire.URIPath)
 	accept, _ := wire.First(r.Options, wire.Accept)
 	v, _ := wire.Uint(accept)
-	return resource{server, string(path), v}
+	of := resource{server, string(path), v, ""}
+	if r.Target.Scheme == "coaps" {
+		of.client = r.Client.Name
+	}
+	return of
 }
 
 var modelServers = []netip.AddrPort{serverA, serverB, serverC}
 
 func (k *machine) draw(t *rapid.T) resource {
 	return resource{rapid.SampledFrom(modelServers).Draw(t, "server"), rapid.SampledFrom([]string{"t", "u"}).Draw(t, "path"),
-		rapid.SampledFrom([]uint32{0, 50}).Draw(t, "accept")}
+		rapid.SampledFrom([]uint32{0, 50}).Draw(t, "accept"), rapid.SampledFrom(modelClients).Draw(t, "client")}
 }
+
+var modelClients = []string{"", "", "alice", "bob"}
 
 func drawETags(t *rapid.T) []string {
 	return rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a1", "a2", "b1", "b2", "c1"}), 0, 2, rapid.ID[string]).Draw(t, "etags")
@@ -228,7 +235,7 @@ func (k *machine) change(t *rapid.T) {
 	case 1, 2:
 		// An ETag names one body of one server; servers may choose the same ones.
 		p.etag = rapid.SampledFrom([]string{"a1", "a2", "b1"}).Draw(t, "etag")
-		p.body = r.server.String() + r.path + fmt.Sprint(r.accept) + p.etag
+		p.body = r.server.String() + r.path + r.client + fmt.Sprint(r.accept) + p.etag
 	}
 	k.m.servers[r] = p
 }
@@ -244,7 +251,11 @@ func (k *machine) single(t *rapid.T) {
 		want = k.m.asked(r, listed)
 	}
 	before := len(k.x.origin.calls)
-	c := k.x.ask(to(r.server, get(r.path, r.request(listed)...)))
+	request := to(r.server, get(r.path, r.request(listed)...))
+	if r.client != "" { // FP-48
+		request.Target.Scheme, request.Client = "coaps", &exchange.Identity{Name: r.client, Authenticated: true}
+	}
+	c := k.x.ask(request)
 	if asked := len(k.x.origin.calls) > before; asked == hit {
 		t.Fatalf("asked %v, want %v", asked, !hit)
 	}
@@ -259,6 +270,21 @@ func (k *machine) put(t *rapid.T) {
 	put := to(r.server, get(r.path))
 	put.Method = codes.PUT
 	k.m.invalidate(r.server, r.path)
+	k.x.ask(put)
+}
+
+// putAll is a PUT to the group: whoever is in it may have carried it out.
+func (k *machine) putAll(t *rapid.T) {
+	put := groupGet(rapid.Uint32Range(0, 2).Draw(t, "T'"), rapid.SampledFrom([]string{"t", "u"}).Draw(t, "path"))
+	put.Method = codes.PUT
+	path, _ := wire.First(put.Options, wire.URIPath)
+	servers := k.m.members.servers
+	if !k.m.members.complete {
+		servers = append(slices.Clone(servers), k.m.heard...)
+	}
+	for _, server := range servers {
+		k.m.invalidate(server, string(path))
+	}
 	k.x.ask(put)
 }
 
@@ -295,7 +321,7 @@ func (k *machine) group(t *rapid.T) {
 	}
 	before := len(k.x.origin.calls)
 	start := time.Now()
-	at := func(server netip.AddrPort) resource { return resource{server, r.path, r.accept} }
+	at := func(server netip.AddrPort) resource { return resource{server, r.path, r.accept, ""} }
 	var want []seen
 	if complete { // GP-75
 		for _, server := range k.m.members.servers {
@@ -398,7 +424,9 @@ func TestAgainstModel(t *testing.T) {
 			for _, s := range modelServers {
 				for _, path := range []string{"t", "u"} {
 					for _, accept := range []uint32{0, 50} {
-						m.servers[resource{s, path, accept}] = representation{codes.Content, "initial", "", 60}
+						for _, client := range modelClients {
+							m.servers[resource{s, path, accept, client}] = representation{codes.Content, "initial" + client, "", 60}
+						}
 					}
 				}
 			}
@@ -422,7 +450,7 @@ func TestAgainstModel(t *testing.T) {
 			done := make(chan struct{})
 			go func() { defer close(done); k.x.config.Engine.Run(ctx) }()
 			defer func() { cancel(); <-done }()
-			rt.Repeat(map[string]func(*rapid.T){"change": k.change, "single": k.single, "single again": k.single, "put": k.put, "sleep": k.sleep,
+			rt.Repeat(map[string]func(*rapid.T){"change": k.change, "single": k.single, "single again": k.single, "put": k.put, "put to all": k.putAll, "sleep": k.sleep,
 				"members": k.join, "silence": k.hush, "group": k.group, "group again": k.group})
 			if len(k.x.flights) != 0 {
 				rt.Fatalf("exchanges left")

@@ -22,7 +22,7 @@ import (
 
 // persistHeader begins a file of entries. Its number changes with the form of
 // keys and records. A SHA-256 of what is before it ends the file.
-const persistHeader = "coapproxy cache 1\n"
+const persistHeader = "coapproxy cache 2\n"
 
 // record is an entry in a file.
 type record struct {
@@ -38,6 +38,7 @@ type record struct {
 	Received int64 // Unix milliseconds
 	MaxAge   uint32
 	HopLimit uint8
+	Announce []byte
 }
 
 type recordOption struct {
@@ -107,7 +108,7 @@ func writeFile(path string, data []byte) (err error) {
 
 func (e *entry) record() record {
 	r := record{Key: e.key, URI: e.uri, Request: e.request, Server: e.server.String(), Code: uint8(e.code), Payload: e.payload,
-		Valid: e.etag != nil, Received: e.received.UnixMilli(), MaxAge: e.maxAge, HopLimit: e.hopLimit}
+		Valid: e.etag != nil, Received: e.received.UnixMilli(), MaxAge: e.maxAge, HopLimit: e.hopLimit, Announce: e.announce}
 	for _, o := range e.options {
 		r.Options = append(r.Options, recordOption{ID: uint16(o.ID), Value: o.Value})
 	}
@@ -194,7 +195,7 @@ func (c *Cache) entryOf(r *record, now time.Time) (*entry, error) {
 		return nil, nil
 	}
 	e := &entry{code: codes.Code(r.Code), payload: r.Payload, received: now.Add(-age), maxAge: maxAge,
-		expires: now.Add(time.Duration(maxAge)*time.Second - age), hopLimit: r.HopLimit}
+		expires: now.Add(time.Duration(maxAge)*time.Second - age), hopLimit: r.HopLimit, announce: r.Announce}
 	last := message.OptionID(0)
 	for _, o := range r.Options {
 		id := message.OptionID(o.ID)

@@ -78,7 +78,11 @@ func (s *sets) tag(t *set, n *census) []byte {
 }
 
 // noteETag notes that a server used an ETag.
-func (s *sets) noteETag(t *set, etag string, server netip.AddrPort) { t.etags.note(etag, server) }
+func (s *sets) noteETag(t *set, etag string, server netip.AddrPort) {
+	if t.etags.note(etag, server) {
+		s.store.config.Stats.SharedETag.Add(1)
+	}
+}
 
 // etagOwners tells which server of a group uses which ETag. One seen from two is
 // not used for validation any more (GC-64, GP-80).
@@ -90,18 +94,21 @@ type etagOwners struct {
 // forgotten as a whole, which costs requests and not correctness.
 const maxOwners = 256
 
-func (o *etagOwners) note(etag string, server netip.AddrPort) {
+// note reports whether the ETag is one of two servers as of now.
+func (o *etagOwners) note(etag string, server netip.AddrPort) (shared bool) {
 	owner, known := o.owner[etag]
 	switch {
 	case known && owner == server:
 	case known:
 		o.owner[etag] = netip.AddrPort{}
+		return owner.IsValid()
 	default:
 		if o.owner == nil || len(o.owner) >= maxOwners {
 			o.owner = make(map[string]netip.AddrPort)
 		}
 		o.owner[etag] = server
 	}
+	return false
 }
 
 func (o *etagOwners) ambiguous(etag string) bool {

@@ -236,6 +236,7 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 		c.store.complete(got.entry, slices.Clone(key), s.uri, s.request, server, s.client, s.scheme)
 		c.store.put(got.entry)
 		c.config.Stats.Stored.Add(1)
+		c.config.Stats.noteStored(&v)
 		if s.group != nil && v.etag != nil {
 			c.sets.noteETag(s.group.set, string(v.etag), server)
 		}

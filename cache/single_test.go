@@ -410,8 +410,11 @@ func TestBounds(t *testing.T) { // FP-51
 		require.EqualValues(t, 2, x.stats.Entries.Load())
 		x.hit(get("e"))
 		x.miss(get("f"), content(strings.Repeat("f", 5000)))
-		require.Zero(t, x.stats.Entries.Load())
-		require.Zero(t, x.stats.Bytes.Load())
+		require.EqualValues(t, 1, x.stats.TooLarge.Load())
+		x.hit(get("e")) // nothing makes way for what does not fit
+		wait(time.Minute)
+		x.miss(get("e"), content(strings.Repeat("e", 5000)))
+		require.EqualValues(t, 1, x.stats.Entries.Load(), "d, which is stale")
 	})
 	run(t, func(c *Config) { c.MaxVariants = 2 }, func(x *fixture) {
 		x.miss(get("b"), content("other"))

@@ -21,12 +21,24 @@ type Stats struct {
 	Stored      atomic.Uint64           `metric:"stored_total" help:"Responses stored."`
 	NotStored   atomic.Uint64           `metric:"not_stored_total" help:"Responses to safe requests that could not be stored."`
 	TooLarge    atomic.Uint64           `metric:"too_large_total" help:"Responses not stored because the body is longer than the limit."`
+	BadETag     atomic.Uint64           `metric:"invalid_etag_total" help:"Responses stored without a validator because their ETag is not one: repeated, empty or longer than 8 bytes."`
+	SharedETag  atomic.Uint64           `metric:"shared_etag_total" help:"ETags that two servers of a group used and that validate there no more."`
+	Capped      atomic.Uint64           `metric:"max_age_capped_total" help:"Responses whose Max-Age was beyond the longest time a response counts as fresh."`
 	Evicted     atomic.Uint64           `metric:"evicted_total" help:"Entries dropped to keep a bound."`
 	Invalidated atomic.Uint64           `metric:"invalidated_total" help:"Entries made stale by an unsafe request."`
 	Dropped     atomic.Uint64           `metric:"responses_dropped_total" help:"Responses dropped because a client's exchange had too many waiting."`
 	Entries     atomic.Int64            `metric:"entries" help:"Entries stored."`
 	Bytes       atomic.Int64            `metric:"bytes" help:"Memory the entries are counted with."`
 	Bypassed    [Bypasses]atomic.Uint64 `metric:"bypass_total" help:"Requests the cache let pass." label:"reason"`
+}
+
+func (s *Stats) noteStored(v *storability) {
+	if v.badETag {
+		s.BadETag.Add(1)
+	}
+	if v.capped {
+		s.Capped.Add(1)
+	}
 }
 
 // Ages counts the responses served from the cache by their age.

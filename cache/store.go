@@ -59,9 +59,15 @@ func (s *store) get(key []byte) *entry {
 }
 
 // put stores e, whose key, server and uri are set, in place of what has its key
-// (FP-44), and keeps the bounds.
+// (FP-44), and keeps the bounds. An entry that no bound has room for is not
+// stored, and nothing else makes way for it.
 func (s *store) put(e *entry) {
 	s.entries.Remove(e.hash)
+	if e.cost > s.config.MaxBytes {
+		s.config.Stats.TooLarge.Add(1)
+		s.count()
+		return
+	}
 	s.tick++
 	s.change++
 	e.used, e.version = s.tick, s.change
