@@ -86,6 +86,18 @@ func (c *Cache) Save(path string) (int, error) {
 	return len(keep), writeFile(path, data.Bytes())
 }
 
+// CanSave tries whether Save will find a place for its file. It changes nothing.
+func CanSave(path string) error {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is no file", path)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
 // writeFile replaces a file as a whole.
 func writeFile(path string, data []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600

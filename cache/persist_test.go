@@ -120,6 +120,33 @@ func TestDamagedFile(t *testing.T) {
 	}
 }
 
+func TestCanSave(t *testing.T) {
+	folder := t.TempDir()
+	require.NoError(t, CanSave(filepath.Join(folder, "cache")))
+	require.Error(t, CanSave(filepath.Join(folder, "missing", "cache")))
+	require.Error(t, CanSave(folder))
+	left, err := os.ReadDir(folder)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+// A file cut off anywhere, as a full disk or a crash leaves it, is damaged and
+// nothing worse.
+func TestTruncatedFile(t *testing.T) {
+	run(t, nil, func(x *fixture) {
+		x.miss(get("a"), content("one", etag("v1")))
+		path := filepath.Join(t.TempDir(), "cache")
+		_, err := x.Save(path)
+		require.NoError(t, err)
+		whole, err := os.ReadFile(path)
+		require.NoError(t, err)
+		for n := range whole {
+			_, err := x.read(whole[:n], time.Now())
+			require.Error(t, err, "%d of %d bytes", n, len(whole))
+		}
+	})
+}
+
 func TestSaveFails(t *testing.T) {
 	_, err := newFixture(t, nil).Save(filepath.Join(t.TempDir(), "missing", "cache"))
 	require.Error(t, err)

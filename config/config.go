@@ -13,6 +13,7 @@ package config
 
 import (
 	"net/netip"
+	"path/filepath"
 	"time"
 )
 
@@ -186,8 +187,14 @@ type Cache struct {
 	// MaxAge is the longest a response counts as fresh, in whole seconds.
 	MaxAge time.Duration `yaml:"max_age"`
 	// Persist names the file that keeps fresh entries across a restart; none if
-	// empty.
+	// empty. A relative path is relative to the folder of the configuration file.
 	Persist string `yaml:"persist"`
+}
+
+func (c *Cache) locate(folder string) {
+	if c.Persist != "" && !filepath.IsAbs(c.Persist) {
+		c.Persist = filepath.Join(folder, c.Persist)
+	}
 }
 
 // Proxy holds what applies to every client and group.

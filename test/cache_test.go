@@ -2,8 +2,10 @@ package test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -118,4 +120,38 @@ func TestCachePersists(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("damaged"), 0o600))
 	p := startProxy(t, group0, s)
 	require.Len(t, p.entries("damaged file of stored responses moved aside"), 1)
+}
+
+// A file that cannot be written is told at the start, and a disk that is full at
+// the end: neither keeps the proxy from starting or ending, and what was saved
+// before stays.
+func TestCacheCannotPersist(t *testing.T) {
+	t.Parallel()
+	s := forwarding
+	s.cache = "enabled: true\npersist: " + t.TempDir() + "/missing/cache"
+	p := startProxy(t, group0, s)
+	require.Len(t, p.entries("stored responses will not be kept: their file cannot be written"), 1)
+
+	if os.Getuid() != 0 {
+		return // only root makes a small disk
+	}
+	folder := t.TempDir()
+	s.cache = "enabled: true\npersist: " + folder + "/cache"
+	file := t.TempDir() + "/config.yaml"
+	require.NoError(t, os.WriteFile(file, []byte(s.yaml(group0)), 0o600))
+	small := &proxy{process: start(t, here, "coapproxy", "unshare", "-m", "sh", "-c",
+		"mount -t tmpfs -o size=16k none "+folder+" && exec "+program+" serve --config "+file)}
+	small.waitFor(`"msg":"ready"`)
+	addr := netip.MustParseAddrPort(strings.TrimPrefix(small.entries("listening")[0].text("uri"), "coap://"))
+	origin := single(t, func(s *server, r *request) {
+		s.answer(r, coap.Message{Code: coap.CodeOf(2, 5), Options: []coap.Option{coap.Uint(coap.MaxAge, 60)}, Payload: make([]byte, 1000)})
+	})
+	c := newClient(t, here, clientAddr, addr)
+	for i := range 40 {
+		require.Equal(t, coap.CodeOf(2, 5), c.ask(get(coap.CON, fmt.Sprintf("coap://%v/%d", origin.addr(), i))).Code)
+	}
+	small.signal(syscall.SIGTERM)
+	require.Zero(t, small.wait())
+	require.Len(t, small.entries("stored responses not kept"), 1)
+	require.Contains(t, small.text(), "no space left on device")
 }

@@ -38,10 +38,13 @@ func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap
 	shown.cache = k
 	if file := c.Cache.Persist; file != "" {
 		load(k, file, log)
+		if err := cache.CanSave(file); err != nil {
+			log.Warn("stored responses will not be kept: their file cannot be written", zap.String("file", file), zap.Error(err))
+		}
 		p.save = func() {
 			n, err := k.Save(file)
 			if err != nil {
-				log.Error("stored responses not kept", zap.Error(err))
+				log.Warn("stored responses not kept", zap.Error(err))
 				return
 			}
 			log.Info("stored responses kept", zap.String("file", file), zap.Int("entries", n))
