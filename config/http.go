@@ -21,6 +21,9 @@ type HTTP struct {
 	HTTP3 bool `yaml:"http3"`
 	// PlainCredentials takes tokens and passwords without TLS (HC-100).
 	PlainCredentials bool `yaml:"plain_credentials"`
+	// SessionLifetime is how long a browser that has sent a token or password can
+	// go on with the cookie it got for it (HC-92).
+	SessionLifetime time.Duration `yaml:"session_lifetime"`
 	// Prefix is the path of the base URI (HC-3).
 	Prefix string `yaml:"prefix"`
 	// Templates are further URI templates relative to it (HC-7, HC-9).
@@ -106,9 +109,10 @@ type HTTPLimits struct {
 
 func defaultHTTP() HTTP {
 	return HTTP{
-		HTTP3:  true,
-		Prefix: "/hc/", // HC-3
-		CORS:   CORS{MaxAge: 10 * time.Minute},
+		HTTP3:           true,
+		SessionLifetime: 12 * time.Hour, // HC-92
+		Prefix:          "/hc/",         // HC-3
+		CORS:            CORS{MaxAge: 10 * time.Minute},
 		Limits: HTTPLimits{
 			Header: 16 * KiB, Body: MiB, Response: MiB, // HC-97
 			BatchBytes: 16 * MiB, BatchParts: 10000, // HC-84
@@ -152,6 +156,7 @@ func (v *validator) http() {
 				`write e.g. "?s={+s}&hp={+hp}&p={+p}&q={+q}", with the variables tu, or s, hp, p, q and qq`) // HC-9
 		}
 	}
+	between(v, "http.session_lifetime", h.SessionLifetime, time.Minute, 30*24*time.Hour)
 	v.httpRoutes()
 	v.cors()
 	unique(v, "http.host_names", h.HostNames)

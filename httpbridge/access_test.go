@@ -13,7 +13,12 @@ import (
 
 // tlsRequest is a request that came over TLS.
 func tlsRequest(f http.Handler, target string, fields ...string) *httptest.ResponseRecorder {
-	r := httptest.NewRequest("GET", "/", http.NoBody)
+	return tlsDo(f, "GET", target, fields...)
+}
+
+// tlsDo is a request that came over TLS.
+func tlsDo(f http.Handler, method, target string, fields ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, "/", http.NoBody)
 	r.RequestURI, r.Host, r.TLS, r.RemoteAddr = target, "localhost", &tls.ConnectionState{}, "198.51.100.1:1"
 	for _, field := range fields {
 		name, value, _ := strings.Cut(field, ": ")

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +33,7 @@ import (
 type Credentials struct {
 	tokens map[[sha256.Size]byte]string // hash: client
 	users  map[string]basicUser
+	names  []string      // of the clients, each once
 	decoy  []byte        // hash that unknown users are compared with
 	slots  chan struct{} // bounds the passwords checked at a time
 	// proven remembers passwords that were right, by a keyed hash: bcrypt is
@@ -98,6 +100,9 @@ func ReadCredentials(r io.Reader) (*Credentials, error) {
 		if err := c.add(words); err != nil {
 			return nil, fmt.Errorf("line %d: %w", number, err)
 		}
+		if !slices.Contains(c.names, words[0]) {
+			c.names = append(c.names, words[0])
+		}
 	}
 	if err := lines.Err(); err != nil {
 		return nil, err
@@ -142,17 +147,11 @@ func (c *Credentials) add(words []string) error {
 }
 
 // Clients are the names of the client entries that the credentials mention, for
-// the configuration to check; one may be there several times.
-func (c *Credentials) Clients() []string {
-	var names []string
-	for _, name := range c.tokens {
-		names = append(names, name)
-	}
-	for _, user := range c.users {
-		names = append(names, user.client)
-	}
-	return names
-}
+// the configuration to check.
+func (c *Credentials) Clients() []string { return c.names }
+
+// has reports whether there is a token or password of that name.
+func (c *Credentials) has(name string) bool { return slices.Contains(c.names, name) }
 
 // check returns the client entry for the value of an Authorization field.
 func (c *Credentials) check(authorization string) (string, error) {

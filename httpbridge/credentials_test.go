@@ -136,23 +136,23 @@ func TestAuthenticate(t *testing.T) { // HC-100
 		{"token without TLS", Proof{Peer: near, Authorization: "Bearer s3cr3t"}, "", ByNothing, ErrPlainCredentials},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			client, by, err := a.Authenticate(x.proof)
+			who, err := a.Authenticate(x.proof)
 			require.ErrorIs(t, err, x.err)
-			require.Equal(t, x.by, by)
+			require.Equal(t, x.by, who.By)
 			if x.want == "" {
-				require.Nil(t, client)
+				require.Nil(t, who.Client)
 				return
 			}
-			require.Equal(t, x.want, client.Name)
+			require.Equal(t, x.want, who.Client.Name)
 		})
 	}
 	a.PlainCredentials = true
-	client, _, err := a.Authenticate(Proof{Peer: far, Authorization: "Bearer s3cr3t"})
+	who, err := a.Authenticate(Proof{Peer: far, Authorization: "Bearer s3cr3t"})
 	require.NoError(t, err)
-	require.Equal(t, "dashboard", client.Name)
+	require.Equal(t, "dashboard", who.Client.Name)
 	a.Credentials = nil // nobody looks at the field
-	client, _, err = a.Authenticate(Proof{Peer: near, Authorization: "Bearer x"})
+	who, err = a.Authenticate(Proof{Peer: near, Authorization: "Bearer x"})
 	require.NoError(t, err)
-	require.Equal(t, "network", client.Name)
+	require.Equal(t, "network", who.Client.Name)
 	require.Empty(t, a.Challenges())
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -126,9 +127,13 @@ var knownClient = &exchange.Identity{Name: "test"}
 // networkClients knows everybody by the network.
 type networkClients struct{}
 
-func (networkClients) Authenticate(Proof) (*exchange.Identity, ProvenBy, error) {
-	return knownClient, ByNetwork, nil
+func (networkClients) Authenticate(Proof) (Who, error) {
+	return Who{Client: knownClient, By: ByNetwork}, nil
 }
+
+func (networkClients) Begin(string) (string, time.Duration, bool) { return "", 0, false }
+
+func (networkClients) End(string) {}
 
 func (networkClients) Challenges() []string { return nil }
 

@@ -42,9 +42,15 @@ func (x *call) forward() *problem {
 			return refusal
 		}
 	}
+	if q.watch && !(timeout.Present && timeout.Seconds == 0) { // GP-36
+		return q.events()
+	}
 	if timeout.Present {
 		f.Stats.GroupRequests.Add(1)
 		return q.group()
+	}
+	if patience := q.waitOf(); patience > 0 {
+		return q.wait(patience)
 	}
 	return q.unicast()
 }
@@ -57,6 +63,7 @@ type query struct {
 	options message.Options // without Accept and Proxy-Uri
 	accept  []uint16        // the Accept values to try (HC-42)
 	form    form            // of the answer to a group request
+	watch   bool            // server-sent events are wanted
 	payload []byte
 	kept    int // bytes of the budget
 	translation
@@ -123,7 +130,10 @@ func insertOption(options message.Options, id message.OptionID, value []byte) me
 // readAccept reads Accept and Accept-Encoding (HC-40, HC-42).
 func (q *query) readAccept() *problem {
 	ranges := parseAccept(q.r.Header.Values("Accept"))
-	if q.timeout.Present {
+	if q.reading && q.r.Method != http.MethodHead && q.r.ProtoAtLeast(1, 1) {
+		ranges, q.watch = takeEvents(ranges)
+	}
+	if q.timeout.Present && !q.watch {
 		q.form, ranges = formOf(ranges, q.r)
 	}
 	coding := ""

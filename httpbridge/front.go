@@ -75,8 +75,10 @@ type call struct {
 	// client and how it was identified.
 	client *exchange.Identity
 	proven ProvenBy
-	peer   netip.AddrPort
-	id     uint64
+	// credentials is the name in the credentials file that was proven.
+	credentials string
+	peer        netip.AddrPort
+	id          uint64
 }
 
 // ServeHTTP implements http.Handler.
@@ -124,6 +126,8 @@ func (x *call) serve() *problem {
 	switch x.place.kind {
 	case placeCore:
 		return x.core()
+	case placeSession:
+		return x.session()
 	case placeServer:
 		return refuse(http.StatusNotImplemented, "the method "+quoteMethod(r.Method)+" is not carried out here", "") // HC-20
 	}
@@ -142,14 +146,14 @@ func (x *call) identify() *problem {
 	if x.place.forward {
 		field, challenge, status = "Proxy-Authorization", "Proxy-Authenticate", http.StatusProxyAuthRequired
 	}
-	client, proven, err := f.Clients.Authenticate(Proof{Peer: x.peer, TLS: x.r.TLS, Authorization: x.r.Header.Get(field)})
+	who, err := f.Clients.Authenticate(Proof{Peer: x.peer, TLS: x.r.TLS, Authorization: x.r.Header.Get(field), Cookie: cookieOf(x.r)})
 	switch {
 	case errors.Is(err, ErrPlainCredentials):
 		return refuse(http.StatusForbidden, "credentials are not taken without TLS", "use https, and change these credentials: they have been seen")
 	case errors.Is(err, ErrAuthenticationBusy):
 		return refuse(http.StatusServiceUnavailable, err.Error(), "try again later, or use a bearer token").retryAfter(time.Second)
-	case err == nil && client != nil:
-		x.client, x.proven = client, proven
+	case err == nil && who.Client != nil:
+		x.client, x.proven, x.credentials = who.Client, who.By, who.Credentials
 		return nil
 	}
 	f.Stats.Unauthenticated.Add(1)

@@ -197,7 +197,7 @@ func (q *query) stream() *problem {
 	var first received
 	if waiting {
 		var ok bool
-		first, ok, err = box.next(ctx)
+		first, ok, err = box.next(ctx, nil)
 		switch {
 		case ok && q.alone(first.Response):
 			q.respondAlone(first.Response)
@@ -242,7 +242,7 @@ func (q *query) relay(ctx context.Context, box *inbox, s streamForm, r received)
 		}
 		var ok bool
 		var err error
-		r, ok, err = box.next(ctx)
+		r, ok, err = box.next(ctx, nil)
 		var slow errSlowReader
 		switch {
 		case errors.As(err, &slow), q.send.tooSlow():

@@ -2,6 +2,7 @@ package httpbridge
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -93,10 +94,13 @@ type errSlowReader struct{}
 
 func (errSlowReader) Error() string { return "the client does not take its responses" }
 
+// errQuiet says that the alarm came before a response.
+var errQuiet = errors.New("nothing has come")
+
 // next waits for a response. It returns ok = false at the end of the exchange,
-// with its error, with that of ctx, or with errSlowReader when the queue ran
-// full.
-func (b *inbox) next(ctx context.Context) (r received, ok bool, _ error) {
+// with its error, with that of ctx, with errSlowReader when the queue ran full, or
+// with errQuiet when the alarm, which may be nil, came first.
+func (b *inbox) next(ctx context.Context, alarm <-chan time.Time) (r received, ok bool, _ error) {
 	for {
 		b.mu.Lock()
 		switch {
@@ -121,6 +125,8 @@ func (b *inbox) next(ctx context.Context) (r received, ok bool, _ error) {
 		case <-b.ready:
 		case <-ctx.Done():
 			return r, false, ctx.Err()
+		case <-alarm:
+			return r, false, errQuiet
 		}
 	}
 }

@@ -59,6 +59,7 @@ const (
 	placeTarget placeKind = iota
 	placeCore
 	placeOpenAPI
+	placeSession
 	placeServer // "*": the proxy as a whole
 )
 
@@ -159,6 +160,8 @@ func (m *mapping) origin(target, host string) (place, *problem) {
 		return place{kind: placeCore, query: query}, nil
 	case openAPIPath:
 		return place{kind: placeOpenAPI}, nil
+	case sessionPath:
+		return place{kind: placeSession}, nil
 	}
 	for i := range m.routes {
 		r := &m.routes[i]

@@ -14,6 +14,7 @@ type Stats struct {
 	Parts           atomic.Uint64                   `metric:"parts_total" help:"Group responses written to HTTP clients."`
 	Dropped         atomic.Uint64                   `metric:"parts_dropped_total" help:"Group responses dropped because a batch was full."`
 	Omitted         atomic.Uint64                   `metric:"parts_omitted_total" help:"Group responses that the form of the document cannot hold."`
+	EventStreams    atomic.Int64                    `metric:"event_streams" help:"Streams of server-sent events open."`
 	SlowReaders     atomic.Uint64                   `metric:"slow_readers_total" help:"Exchanges ended because the HTTP client did not take its responses."`
 	SlowSenders     atomic.Uint64                   `metric:"slow_senders_total" help:"Requests refused because their body did not come in time."`
 	Disconnects     atomic.Uint64                   `metric:"disconnects_total" help:"Exchanges whose HTTP client went away before the end."`

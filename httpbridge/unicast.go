@@ -50,7 +50,7 @@ func (q *query) ask(r *exchange.Request) (*exchange.Response, *problem) {
 	box.once = true
 	cancel := f.Next.Exchange(r, box)
 	f.Engine.Flush()
-	p, ok, err := box.next(q.r.Context())
+	p, ok, err := box.next(q.r.Context(), nil)
 	switch {
 	case ok:
 		return p.Response, nil

@@ -443,8 +443,8 @@ func TestPrivate(t *testing.T) { // HC-51
 
 type provenClients struct{ networkClients }
 
-func (provenClients) Authenticate(Proof) (*exchange.Identity, ProvenBy, error) {
-	return knownClient, ByCredentials, nil
+func (provenClients) Authenticate(Proof) (Who, error) {
+	return Who{Client: knownClient, By: ByCredentials, Credentials: "test"}, nil
 }
 
 func TestSecureFromPlain(t *testing.T) { // HC-102

@@ -23,8 +23,9 @@ import (
 
 // httpSide is what of HTTP lives as long as the proxy.
 type httpSide struct {
-	front *httpbridge.Front // of the generation that serves; nil without HTTP
-	cert  atomic.Pointer[tls.Certificate]
+	front    *httpbridge.Front // of the generation that serves; nil without HTTP
+	cert     atomic.Pointer[tls.Certificate]
+	sessions *httpbridge.Sessions
 }
 
 // serve makes the front of g get the requests of the listeners.
@@ -50,7 +51,10 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 		return nil
 	}
 	h := &c.HTTP
-	clients, err := httpClients(c, g.policy, log)
+	if p.http.sessions == nil {
+		p.http.sessions = httpbridge.NewSessions(h.SessionLifetime)
+	}
+	clients, err := p.httpClients(c, g.policy, log)
 	if err != nil {
 		return err
 	}
@@ -99,8 +103,8 @@ func viaName(identifier string) string {
 
 // httpClients tells who HTTP clients are: by the same entries as CoAP clients
 // (HC-100).
-func httpClients(c *config.Config, policy *access.Policy, log *zap.Logger) (*httpbridge.Authentication, error) {
-	out := &httpbridge.Authentication{Client: policy.IdentifyHTTP, PlainCredentials: c.HTTP.PlainCredentials,
+func (p *runningProxy) httpClients(c *config.Config, policy *access.Policy, log *zap.Logger) (*httpbridge.Authentication, error) {
+	out := &httpbridge.Authentication{Client: policy.IdentifyHTTP, PlainCredentials: c.HTTP.PlainCredentials, Sessions: p.http.sessions,
 		Network: func(peer netip.AddrPort) *exchange.Identity { return policy.Identify(peer, nil) },
 		Certificate: func(cert *x509.Certificate) *exchange.Identity { // no network stands in for it
 			return policy.Identify(netip.AddrPort{}, exchange.CertificateSecurity(cert))
