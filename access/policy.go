@@ -198,6 +198,9 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	if r.Target.Group {
 		return p.group(r, w, c)
 	}
+	if wire.SecureScheme(r.Target.Scheme) && !r.Secured && !p.config.UnsecuredClients {
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "a %s target needs a secured client", r.Target.Scheme)) // FP-87
+	}
 	if !p.mayForward(r, c) {
 		return exchange.Fail(w, exchange.Failf(exchange.Denied, "target not allowed")) // FP-7, FP-11
 	}
@@ -305,9 +308,9 @@ func (s *groupSink) End(err error) {
 
 // mayForward checks a unicast target: the client's list, and the kinds of
 // address that are out of bounds unless allowed (FP-11). A server heard in one
-// of the client's groups passes both (GP-112).
+// of the client's groups passes both, under the scheme of groups (GP-112).
 func (p *Policy) mayForward(r *exchange.Request, c *client) bool {
-	if c.FollowUp && p.heard.in(r.Target.Addr, r.Arrival, func(name string) bool { return c.AllGroups || slices.Contains(c.Groups, name) }) {
+	if c.FollowUp && r.Target.Scheme == "coap" && p.heard.in(r.Target.Addr, r.Arrival, func(name string) bool { return c.AllGroups || slices.Contains(c.Groups, name) }) {
 		return true
 	}
 	addr := r.Target.Addr.Addr()

@@ -42,6 +42,8 @@ type Client struct {
 
 // Target is a pattern of unicast destinations.
 type Target struct {
+	// Scheme is that of the target URI; empty for every one.
+	Scheme string
 	// Any matches every host; else Host a name as written in the URI, or
 	// Network an address after resolution.
 	Any     bool
@@ -53,6 +55,9 @@ type Target struct {
 }
 
 func (t *Target) matches(to *exchange.Target) bool {
+	if t.Scheme != "" && t.Scheme != to.Scheme {
+		return false
+	}
 	if !t.AnyPort && t.Port != to.Addr.Port() {
 		return false
 	}
@@ -100,6 +105,9 @@ type Config struct {
 	// AllowLoopback, AllowLinkLocal and AllowPrivate permit unicast targets at
 	// such addresses (FP-11).
 	AllowLoopback, AllowLinkLocal, AllowPrivate bool
+	// UnsecuredClients lets a client whose own hop is not protected reach servers
+	// under a secure scheme (FP-87).
+	UnsecuredClients bool
 	// GroupRate and RequestRate are requests per second and client, 0 for no
 	// limit (GP-113, FP-37), with their bursts.
 	GroupRate, RequestRate   float64

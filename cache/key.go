@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"hash/maphash"
 	"net/netip"
-	"strings"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -99,7 +98,7 @@ func (a *asked) read(r *exchange.Request, c *Config) Bypass {
 		bypass = BypassSilent // GP-37
 	case a.request > c.MaxKey:
 		bypass = BypassLongKey
-	case secured(r.Target.Scheme) && r.Client == nil:
+	case wire.SecureScheme(r.Target.Scheme) && r.Client == nil:
 		bypass = BypassNobody // FP-48
 	}
 	return bypass
@@ -159,7 +158,7 @@ func appendServer(key []byte, scheme string, addr netip.AddrPort, host string, c
 	key = append(append(key, scheme...), 0)
 	key = appendAddr(key, addr)
 	key = append(append(key, host...), 0)
-	if secured(scheme) && client != nil { // FP-48
+	if wire.SecureScheme(scheme) && client != nil { // FP-48
 		key = append(append(key, securedMark...), client.Name...)
 		if client.Authenticated {
 			key = append(key, 0)
@@ -173,11 +172,6 @@ func appendAddr(key []byte, addr netip.AddrPort) []byte {
 	key = append(key, b[:]...)
 	key = append(key, byte(addr.Port()>>8), byte(addr.Port()))
 	return append(append(key, addr.Addr().Zone()...), 0)
-}
-
-// secured reports whether a scheme protects what it carries (FP-48).
-func secured(scheme string) bool {
-	return strings.HasPrefix(scheme, "coaps") || scheme == "https"
 }
 
 // appendURI appends path and query. "/" and the empty path are one (RFC 7252

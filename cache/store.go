@@ -9,6 +9,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"coapproxy/exchange"
+	"coapproxy/wire"
 )
 
 // store holds the entries within their bounds (FP-51). Guarded by Cache.mu.
@@ -164,7 +165,7 @@ func (s *store) complete(e *entry, key []byte, uri, request int, server netip.Ad
 	e.key, e.uri, e.request, e.server = key, uri, request, server
 	e.hash = sum(s.seed, key)
 	e.place = s.placeOf(key[1:uri], server)
-	if secured(scheme) && client != nil {
+	if wire.SecureScheme(scheme) && client != nil {
 		e.private, e.client = true, client.Name
 	}
 	e.measure()

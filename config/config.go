@@ -45,16 +45,6 @@ type Config struct {
 	source source
 }
 
-// Credentials names the files with secrets. A relative path is relative to the
-// folder of the configuration file.
-type Credentials struct {
-	// PSK is the file with the pre-shared keys of clients; see [LoadPSK].
-	PSK string `yaml:"psk"`
-	// HTTP is the file with the tokens and passwords of HTTP clients, hashed
-	// (HC-100).
-	HTTP string `yaml:"http"`
-}
-
 // Client is an access entry: a set of peers and what they may do.
 type Client struct {
 	// Name identifies the entry in logs and counters; unique.
@@ -229,8 +219,11 @@ type Proxy struct {
 	AllowLoopback  bool `yaml:"allow_loopback"`
 	AllowLinkLocal bool `yaml:"allow_link_local"`
 	// AllowPrivate covers RFC 1918 and RFC 4193 addresses.
-	AllowPrivate  bool          `yaml:"allow_private"`
-	OptionNumbers OptionNumbers `yaml:"option_numbers"`
+	AllowPrivate bool `yaml:"allow_private"`
+	// RequireSecureClient lets only clients whose own hop is protected reach
+	// targets under a secure scheme (FP-87).
+	RequireSecureClient bool          `yaml:"require_secure_client"`
+	OptionNumbers       OptionNumbers `yaml:"option_numbers"`
 }
 
 // OptionNumbers are the numbers of the group options, which IANA has not
@@ -271,6 +264,11 @@ type Limits struct {
 	// transport when asked with CON, ResponseTimeout otherwise (FP-32).
 	ResponseTimeoutCon time.Duration `yaml:"response_timeout_con"`
 	ResponseTimeout    time.Duration `yaml:"response_timeout"`
+	// UpstreamConnections bounds the connections to servers over TCP, TLS and
+	// WebSocket, UpstreamPending the requests that wait on one of them for their
+	// response (FP-35).
+	UpstreamConnections int `yaml:"upstream_connections"`
+	UpstreamPending     int `yaml:"upstream_pending"`
 	// ReceiveBuffer is the kernel receive buffer wanted per socket.
 	ReceiveBuffer Bytes `yaml:"receive_buffer"`
 	// Grace is how long running exchanges may go on after a signal to stop.

@@ -13,16 +13,18 @@ func Default() *Config {
 			{Scheme: "coap", Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), defaultPort)},
 			{Scheme: "coap", Addr: netip.AddrPortFrom(netip.IPv6Loopback(), defaultPort)},
 		},
+		Credentials: Credentials{Servers: ServerCredentials{Authorities: SystemAuthorities}},
 		Proxy: Proxy{
-			MaxTimeout:      600 * time.Second, // GP-29
-			RefuseAboveMax:  false,             // GP-29
-			MaxScope:        ScopeSiteLocal,    // GC-5
-			HopLimit:        16,                // FP-53
-			ZoneInReplyFrom: true,              // GP-57
-			ClientTypes:     ClientTypesCon,    // FP-31
-			AllowLoopback:   false,             // FP-11
-			AllowLinkLocal:  false,             // FP-11
-			AllowPrivate:    true,              // FP-11
+			MaxTimeout:          600 * time.Second, // GP-29
+			RefuseAboveMax:      false,             // GP-29
+			MaxScope:            ScopeSiteLocal,    // GC-5
+			HopLimit:            16,                // FP-53
+			ZoneInReplyFrom:     true,              // GP-57
+			ClientTypes:         ClientTypesCon,    // FP-31
+			AllowLoopback:       false,             // FP-11
+			AllowLinkLocal:      false,             // FP-11
+			AllowPrivate:        true,              // FP-11
+			RequireSecureClient: true,              // FP-87
 			OptionNumbers: OptionNumbers{
 				MulticastTimeout:   2,   // GP-1
 				LegacyTimeout:      0,   // GP-127
@@ -38,22 +40,23 @@ func Default() *Config {
 		Control: Control{Socket: ControlAuto},
 		HTTP:    defaultHTTP(),
 		Limits: Limits{
-			MaxToken:           8, // FP-83
-			Exchanges:          65536,
-			DedupEntries:       16384, // FP-90
-			DedupNonIdempotent: 65536, // FP-90
-			UpstreamPorts:      64,    // FP-91
-			NStart:             1,     // FP-92
-			UpstreamQueue:      16,    // FP-35
-			ResponseTimeoutCon: 93 * time.Second,
-			ResponseTimeout:    30 * time.Second, // FP-32
-			ReceiveBuffer:      4 * MiB,
-			Grace:              5 * time.Second,
-			GroupRate:          0, // GP-113
-			GroupBurst:         10,
-			RequestRate:        0, // FP-37
-			RequestBurst:       100,
-			ReuseList:          65536, // GC-24
+			MaxToken:            8, // FP-83
+			Exchanges:           65536,
+			DedupEntries:        16384, // FP-90
+			DedupNonIdempotent:  65536, // FP-90
+			UpstreamPorts:       64,    // FP-91
+			NStart:              1,     // FP-92
+			UpstreamQueue:       16,    // FP-35
+			ResponseTimeoutCon:  93 * time.Second,
+			ResponseTimeout:     30 * time.Second,           // FP-32
+			UpstreamConnections: 1024, UpstreamPending: 256, // FP-35
+			ReceiveBuffer: 4 * MiB,
+			Grace:         5 * time.Second,
+			GroupRate:     0, // GP-113
+			GroupBurst:    10,
+			RequestRate:   0, // FP-37
+			RequestBurst:  100,
+			ReuseList:     65536, // GC-24
 		},
 		OSCORE: OSCORE{Contexts: "oscore", Store: "oscore.db", MaxLayers: 2}, // OH-2
 		Log:    Log{Level: LogInfo, Format: LogConsole, Output: LogStderr},

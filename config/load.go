@@ -58,7 +58,8 @@ func Load(path string, opts ...Option) (*Config, error) {
 		return c, err
 	}
 	c.Control.locate(filepath.Dir(path))
-	for _, name := range []*string{&c.Credentials.PSK, &c.Credentials.HTTP, &c.HTTP.Certificate, &c.HTTP.Key, &c.HTTP.ClientCA} {
+	c.Credentials.resolve(filepath.Dir(path))
+	for _, name := range []*string{&c.Credentials.HTTP, &c.HTTP.Certificate, &c.HTTP.Key, &c.HTTP.ClientCA} {
 		if *name != "" && !filepath.IsAbs(*name) {
 			*name = filepath.Join(filepath.Dir(path), *name)
 		}

@@ -41,12 +41,13 @@ func TestDefaults(t *testing.T) {
 	require.Empty(t, c.Clients)                                                        // GP-23
 	require.Empty(t, c.Groups)                                                         // GP-22
 	require.Equal(t, config.Proxy{
-		MaxTimeout:      600 * time.Second, // GP-29
-		MaxScope:        "site-local",      // GC-5
-		HopLimit:        16,                // FP-53
-		ZoneInReplyFrom: true,              // GP-57
-		ClientTypes:     "con",             // FP-31
-		AllowPrivate:    true,              // FP-11
+		MaxTimeout:          600 * time.Second, // GP-29
+		MaxScope:            "site-local",      // GC-5
+		RequireSecureClient: true,              // FP-87
+		HopLimit:            16,                // FP-53
+		ZoneInReplyFrom:     true,              // GP-57
+		ClientTypes:         "con",             // FP-31
+		AllowPrivate:        true,              // FP-11
 		OptionNumbers: config.OptionNumbers{
 			MulticastTimeout: 2, ReplyFrom: 248, GroupETag: 24, // GP-1
 			ResponseForwarding: 96, // GP-127
@@ -166,13 +167,13 @@ log: {level: debug, format: json, output: stdout}
 		MaxTimeout:          90 * time.Second,
 		AllowNoResponseZero: true,
 		Forward: []config.Target{
-			{Host: "device.example", Port: 5683},
-			{Host: "device.example", AnyPort: true},
-			{Network: netip.MustParsePrefix("10.0.0.0/8"), Port: 5683},
-			{Network: netip.MustParsePrefix("2001:db8::/32"), Port: 61616},
-			{Network: netip.MustParsePrefix("192.0.2.9/32"), Port: 5700},
-			{Network: netip.MustParsePrefix("2001:db8::9/128"), Port: 5683},
-			{Any: true, AnyPort: true},
+			{Scheme: "coap", Host: "device.example", Port: 5683},
+			{Scheme: "coap", Host: "device.example", AnyPort: true},
+			{Scheme: "coap", Network: netip.MustParsePrefix("10.0.0.0/8"), Port: 5683},
+			{Scheme: "coap", Network: netip.MustParsePrefix("2001:db8::/32"), Port: 61616},
+			{Scheme: "coap", Network: netip.MustParsePrefix("192.0.2.9/32"), Port: 5700},
+			{Scheme: "coap", Network: netip.MustParsePrefix("2001:db8::9/128"), Port: 5683},
+			{Scheme: "coap", Any: true, AnyPort: true},
 		},
 		FollowUp:       false,
 		Echo:           config.EchoOff,

@@ -100,7 +100,7 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:1: listen[2]: coap+ws://127.0.0.1:5683 is listen[1] in line 1 too; remove one of them",
 			"c.yaml:1: listen[4]: coap+tcp://127.0.0.1:80 is part of listen[3] in line 1; remove one of them"}},
 		{"keys", "credentials: {psk: keys.yaml, other: x}\nlisten: [\"coaps://127.0.0.1\", \"coap://127.0.0.1:5684\"]\nclients:\n- {name: a, psk: k}\n- {name: b, psk: k}\n", []string{
-			"c.yaml:1: credentials.other: unknown key; known here: psk, http",
+			"c.yaml:1: credentials.other: unknown key; known here: psk, certificate, key, client_authorities, http, servers",
 			"c.yaml:2: listen[1]: coap://127.0.0.1:5684 is listen[0] in line 2 too; remove one of them",
 			"c.yaml:5: clients[1].psk: k is clients[0].psk in line 4 too; give it to one client"}},
 		{"members (GP-75)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://224.0.1.187\n  members: [\"224.0.1.1:5683\", \"[fe80::1]:5683\"]\n  learned: {within: 2}\n", []string{
@@ -158,11 +158,15 @@ func TestParseProblems(t *testing.T) {
 
 		// listen.
 		{"unsupported schemes", "listen:\n- coaps://127.0.0.1\n- coap+tcp://127.0.0.1\n- coaps+tcp://127.0.0.1\n- coap+ws://127.0.0.1\n- coaps+ws://127.0.0.1\n- http://localhost:8080\n- HTTPS://[::1]\n", []string{
-			"c.yaml:2: listen[0]: coaps needs the keys of its clients; write credentials: {psk: FILE}",
-			"c.yaml:4: listen[2]: coaps+tcp is not supported by this version; write a coap:// URI",
-			"c.yaml:6: listen[4]: coaps+ws is not supported by this version; write a coap:// URI",
+			"c.yaml:2: listen[0]: coaps needs the keys of its clients, or a certificate; write credentials: {psk: FILE}, or {certificate: FILE, key: FILE}",
+			"c.yaml:4: listen[2]: coaps+tcp needs a certificate; write credentials: {certificate: FILE, key: FILE}",
+			"c.yaml:6: listen[4]: coaps+ws needs a certificate; write credentials: {certificate: FILE, key: FILE}",
 			"c.yaml:7: listen[5]: localhost is not an IP address, and a listener needs one; write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683",
 			"c.yaml:8: listen[6]: https needs a certificate and its key; write http: {certificate: FILE, key: FILE}"}},
+		{"certificate without key", "credentials:\n  key: a\n  client_authorities: ca\n  servers: {certificate: b}\n", []string{
+			"c.yaml:2: credentials.key: has no certificate; write certificate beside it",
+			"c.yaml:3: credentials.client_authorities: clients are asked for a certificate only by a proxy that has one; write certificate and key beside it",
+			"c.yaml:4: credentials.servers.certificate: has no key; write servers.key beside it"}},
 		{"unknown scheme", "listen: [\"ftp://127.0.0.1\", \"127.0.0.1:5683\"]\n", []string{
 			"c.yaml:1: listen[0]: ftp is not a known scheme; write a coap:// URI",
 			"c.yaml:1: listen[1]: 127.0.0.1:5683 has no scheme; write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683"}},
@@ -208,7 +212,7 @@ func TestParseProblems(t *testing.T) {
 		{"group, scope too wide (GC-5)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://[ff08::fd]\n", []string{
 			"c.yaml:4: groups[0].uri: ff08::fd has a wider scope than proxy.max_scope, which is site-local; use a group of smaller scope, or raise proxy.max_scope"}},
 		{"group, coaps (GP-22)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coaps://224.0.1.187\n", []string{
-			"c.yaml:4: groups[0].uri: coaps is not supported by this version; write a coap:// URI"}},
+			"c.yaml:4: groups[0].uri: groups are not reached by coaps; write a coap:// URI"}},
 		{"group, port 5684 (GC-4)", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://224.0.1.187:5684\n", []string{
 			"c.yaml:4: groups[0].uri: 5684 is the port of coaps, which has no groups; leave it out for 5683"}},
 		{"group, port 0", "groups:\n- name: g\n  interfaces: [lo]\n  uri: coap://224.0.1.187:0\n", []string{
@@ -360,7 +364,7 @@ func TestParseProblems(t *testing.T) {
 		// Several at once, in line order, each told once.
 		{"several problems", "log:\n  level: loud\nlisten:\n- coaps://127.0.0.1\nclients:\n- name: c\n  networks: [x]\n  groups: [lights]\ngroups:\n- name: [lights]\n  uri: coap://192.0.2.1\n  interfaces: [eth7]\n", []string{
 			"c.yaml:2: log.level: loud is not a known value; write one of debug, info, warn, error",
-			"c.yaml:4: listen[0]: coaps needs the keys of its clients; write credentials: {psk: FILE}",
+			"c.yaml:4: listen[0]: coaps needs the keys of its clients, or a certificate; write credentials: {psk: FILE}, or {certificate: FILE, key: FILE}",
 			"c.yaml:7: clients[0].networks[0]: x is not a network; write e.g. 192.0.2.0/24, 2001:db8::/64 or a single address",
 			"c.yaml:10: groups[0].name: must be text, not a list",
 			"c.yaml:11: groups[0].uri: 192.0.2.1 is not a multicast address; write e.g. coap://224.0.1.187",

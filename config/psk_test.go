@@ -33,7 +33,7 @@ func TestLoadPSK(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "psk.yaml")
 			require.NoError(t, os.WriteFile(path, []byte(tt.text), tt.mode))
 			require.NoError(t, os.Chmod(path, tt.mode))
-			keys, err := config.LoadPSK(path)
+			keys, err := config.LoadPSK(config.Place(path))
 			if tt.err != "" {
 				require.ErrorContains(t, err, tt.err)
 				require.NotContains(t, err.Error(), "hunter2")
@@ -48,7 +48,7 @@ func TestLoadPSK(t *testing.T) {
 			require.Equal(t, tt.want, got)
 		})
 	}
-	_, err := config.LoadPSK(filepath.Join(t.TempDir(), "none"))
+	_, err := config.LoadPSK(config.Place(filepath.Join(t.TempDir(), "none")))
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
@@ -57,7 +57,7 @@ func TestInitialPSK(t *testing.T) {
 	dir := t.TempDir()
 	_, err := config.WriteInitial(dir)
 	require.NoError(t, err)
-	keys, err := config.LoadPSK(filepath.Join(dir, "psk.yaml"))
+	keys, err := config.LoadPSK(config.Place(filepath.Join(dir, "psk.yaml")))
 	require.NoError(t, err)
 	require.Len(t, keys, 1)
 	for id := range keys {

@@ -9,10 +9,16 @@ import (
 // defaultPort is the port of coap URIs without one (RFC 7252 §6.1).
 const defaultPort = 5683
 
+// schemes are those of listeners with their default ports. All but those of HTTP
+// are those of servers, too.
+var schemes = map[string]uint16{"coap": 5683, "coaps": 5684, "coap+tcp": 5683, "coaps+tcp": 5684, "coap+ws": 80, "coaps+ws": 443,
+	"http": 80, "https": 443}
+
 // Listener is an address the proxy listens on.
 type Listener struct {
-	// Scheme is "coap" (UDP), "coaps" (DTLS), "coap+tcp", "coap+ws", "http" or
-	// "https" (TCP, and UDP for HTTP/3).
+	// Scheme is "coap" (UDP), "coaps" (DTLS), "coap+tcp", "coaps+tcp" (TLS),
+	// "coap+ws", "coaps+ws" (WebSocket), "http" or "https" (TCP, and UDP for
+	// HTTP/3).
 	Scheme string
 	// Addr is a unicast or unspecified address, with a zone when link-local.
 	// Port 0 lets the system choose.
@@ -23,9 +29,7 @@ type Listener struct {
 func (l Listener) String() string { return l.Scheme + "://" + l.Addr.String() }
 
 // overTCP reports whether the listener takes a TCP port.
-func (l Listener) overTCP() bool {
-	return l.Scheme == "coap+tcp" || l.Scheme == "coap+ws" || l.overHTTP()
-}
+func (l Listener) overTCP() bool { return l.Scheme != "coap" && l.Scheme != "coaps" }
 
 // HostPort is a host, by address or by name, and a port.
 type HostPort struct {
@@ -54,6 +58,8 @@ func (g GroupURI) String() string { return "coap://" + g.HostPort.String() }
 // Target is a pattern of unicast targets: all hosts, one host by name, or a
 // network; with one port or all.
 type Target struct {
+	// Scheme of the target URIs, in lower case.
+	Scheme string
 	// Any is true for all hosts.
 	Any bool
 	// Host is a name, in lower case, compared with the name in a request.
@@ -68,7 +74,7 @@ type Target struct {
 // String returns the pattern as it is written in the file.
 func (t Target) String() string {
 	var b strings.Builder
-	b.WriteString("coap://")
+	b.WriteString(t.Scheme + "://")
 	switch {
 	case t.Any:
 		b.WriteString("*")
@@ -93,29 +99,11 @@ func (t Target) String() string {
 // parseListener reads the URI of a listener.
 func parseListener(s string) (Listener, *fault) {
 	const hint = "write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683"
-	scheme := "coap"
-	for _, stream := range []string{"coaps", "coap+tcp", "coap+ws", "http", "https"} {
-		if name, rest, ok := strings.Cut(s, "://"); ok && strings.EqualFold(name, stream) {
-			scheme, s = stream, "coap://"+rest
-		}
-	}
-	rest, f := cutScheme(s, hint)
+	scheme, rest, f := cutScheme(s, hint)
 	if f != nil {
 		return Listener{}, f
 	}
-	if host, port := cutPort(rest); port == "" && !strings.HasSuffix(rest, ":") {
-		switch scheme {
-		case "coaps":
-			rest = host + ":5684" // RFC 7252 §6.2
-		case "coap+ws":
-			rest = host + ":80" // RFC 8323 §8.3
-		case "http":
-			rest = host + ":80"
-		case "https":
-			rest = host + ":443"
-		}
-	}
-	h, f := parseHostPort(rest)
+	h, f := parseHostPortOf(rest, schemes[scheme])
 	if f != nil {
 		return Listener{}, f
 	}
@@ -127,9 +115,13 @@ func parseListener(s string) (Listener, *fault) {
 
 // parseGroupURI reads the URI of a group.
 func parseGroupURI(s string) (GroupURI, *fault) {
-	rest, f := cutScheme(s, "write e.g. coap://224.0.1.187 or coap://[ff05::fd]")
+	const hint = "write e.g. coap://224.0.1.187 or coap://[ff05::fd]"
+	scheme, rest, f := cutScheme(s, hint)
 	if f != nil {
 		return GroupURI{}, f
+	}
+	if scheme != "coap" {
+		return GroupURI{}, faultf("write a coap:// URI", "groups are not reached by %s", scheme)
 	}
 	h, f := parseHostPort(rest)
 	return GroupURI{h}, f
@@ -138,11 +130,14 @@ func parseGroupURI(s string) (GroupURI, *fault) {
 // parseTarget reads a target pattern.
 func parseTarget(s string) (Target, *fault) {
 	const hint = "write e.g. coap://192.0.2.7, coap://192.0.2.0/24:*, coap://[2001:db8::]/64, coap://device.example:5683 or coap://*"
-	rest, f := cutScheme(s, hint)
+	scheme, rest, f := cutScheme(s, hint)
 	if f != nil {
 		return Target{}, f
 	}
-	t := Target{Port: defaultPort}
+	if scheme == "http" || scheme == "https" {
+		return Target{}, faultf("write a coap:// URI", "%s is not supported by this version", scheme)
+	}
+	t := Target{Scheme: scheme, Port: schemes[scheme]}
 	if host, ok := strings.CutSuffix(rest, ":*"); ok {
 		rest, t.Port, t.AnyPort = host, 0, true
 	}
@@ -169,7 +164,7 @@ func parseTarget(s string) (Target, *fault) {
 		if inner, ok := cutBrackets(addr); ok {
 			addr = inner
 		} else if strings.Contains(addr, ":") {
-			return Target{}, faultf("write coap://["+addr+"]/"+bits, "an IPv6 address in a URI needs brackets")
+			return Target{}, faultf("write "+scheme+"://["+addr+"]/"+bits, "an IPv6 address in a URI needs brackets")
 		}
 		t.Network, f = parseNetwork(addr + "/" + bits)
 		return t, f
@@ -188,31 +183,31 @@ func parseTarget(s string) (Target, *fault) {
 	return t, nil
 }
 
-// cutScheme removes coap:// from s, and one slash at the end, which changes
-// nothing (RFC 7252 §6.3).
-func cutScheme(s, hint string) (string, *fault) {
+// cutScheme splits a URI into its scheme, in lower case, and the rest without
+// one slash at the end, which changes nothing (RFC 7252 §6.3).
+func cutScheme(s, hint string) (scheme, rest string, _ *fault) {
 	scheme, rest, ok := strings.Cut(s, "://")
 	if !ok {
-		return "", faultf(hint, "%s has no scheme", show(s))
+		return "", "", faultf(hint, "%s has no scheme", show(s))
 	}
-	switch strings.ToLower(scheme) {
-	case "coap":
-	case "coaps", "coap+tcp", "coaps+tcp", "coap+ws", "coaps+ws", "http", "https":
-		return "", faultf("write a coap:// URI", "%s is not supported by this version", strings.ToLower(scheme))
-	default:
-		return "", faultf("write a coap:// URI", "%s is not a known scheme", show(scheme))
+	scheme = strings.ToLower(scheme)
+	if _, ok := schemes[scheme]; ok {
+		return scheme, strings.TrimSuffix(rest, "/"), nil
 	}
-	return strings.TrimSuffix(rest, "/"), nil
+	return "", "", faultf("write a coap:// URI", "%s is not a known scheme", show(scheme))
 }
 
 // parseHostPort reads host[:port], where host is a name, an IPv4 address or an
 // IPv6 address in brackets. A missing port is 5683.
-func parseHostPort(s string) (HostPort, *fault) {
+func parseHostPort(s string) (HostPort, *fault) { return parseHostPortOf(s, defaultPort) }
+
+// parseHostPortOf is parseHostPort with another default.
+func parseHostPortOf(s string, port0 uint16) (HostPort, *fault) {
 	if i := strings.IndexAny(s, "/?#@"); i >= 0 {
 		return HostPort{}, faultf("write only the host and the port", "%s has %q, which has no meaning here", show(s), s[i])
 	}
 	host, port := cutPort(s)
-	h := HostPort{Port: defaultPort}
+	h := HostPort{Port: port0}
 	if port != "" {
 		var f *fault
 		if h.Port, f = parsePort(port[1:]); f != nil {

@@ -33,6 +33,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.control()
 	v.http()
 	v.oscore()
+	v.credentials()
 	oneOf(&v, "log.level", c.Log.Level, LogDebug, LogInfo, LogWarn, LogError)
 	oneOf(&v, "log.format", c.Log.Format, LogConsole, LogJSON)
 	oneOf(&v, "log.output", c.Log.Output, LogStderr, LogStdout)
@@ -189,11 +190,14 @@ func (v *validator) listeners() {
 		switch {
 		case l.overHTTP() && !v.httpListener(key, l):
 			continue
-		case l.Scheme != "coap" && l.Scheme != "coaps" && l.Scheme != "coap+tcp" && l.Scheme != "coap+ws" && !l.overHTTP():
+		case schemes[l.Scheme] == 0:
 			v.add(key, show(l.Scheme)+" is not supported by this version", "write a coap:// URI")
 			continue
-		case l.Scheme == "coaps" && v.c.Credentials.PSK == "":
-			v.add(key, "coaps needs the keys of its clients", "write credentials: {psk: FILE}")
+		case l.Scheme == "coaps" && v.c.Credentials.PSK == "" && v.c.Credentials.Certificate == "":
+			v.add(key, "coaps needs the keys of its clients, or a certificate", "write credentials: {psk: FILE}, or {certificate: FILE, key: FILE}")
+			continue
+		case (l.Scheme == "coaps+tcp" || l.Scheme == "coaps+ws") && v.c.Credentials.Certificate == "":
+			v.add(key, l.Scheme+" needs a certificate", "write credentials: {certificate: FILE, key: FILE}")
 			continue
 		case !addr.IsValid():
 			v.add(key, "no address", "write e.g. coap://127.0.0.1:5683")
@@ -302,6 +306,8 @@ func (v *validator) limits() {
 	between(v, "limits.upstream_queue", l.UpstreamQueue, 0, 65536)                          // FP-35
 	between(v, "limits.response_timeout_con", l.ResponseTimeoutCon, time.Second, time.Hour) // FP-32
 	between(v, "limits.response_timeout", l.ResponseTimeout, time.Second, time.Hour)        // FP-32
+	between(v, "limits.upstream_connections", l.UpstreamConnections, 1, 1<<20)              // FP-35
+	between(v, "limits.upstream_pending", l.UpstreamPending, 1, 1<<20)                      // FP-35
 	between(v, "limits.receive_buffer", l.ReceiveBuffer, 64*KiB, GiB)
 	between(v, "limits.grace", l.Grace, 0, 10*time.Minute)
 	between(v, "limits.group_rate", l.GroupRate, 0, maxRate)     // GP-113

@@ -275,6 +275,8 @@ func (v *validator) forward(key string, targets []Target) {
 	for i, t := range targets {
 		item := fmt.Sprintf("%s[%d]", key, i)
 		switch {
+		case schemes[t.Scheme] == 0:
+			v.add(item, show(t.Scheme)+" is not a known scheme", "write e.g. coap://192.0.2.7")
 		case !t.Any && t.Host == "" && !t.Network.IsValid():
 			v.add(item, "no host", "write e.g. coap://192.0.2.7 or coap://*")
 		case t.Network.IsValid() && t.Network.Addr().IsMulticast():

@@ -54,7 +54,7 @@ func TestValidateBounds(t *testing.T) {
 // numbers calls visit for the fields of v that have a range.
 func numbers(v reflect.Value, key string, visit func(string, reflect.Value)) {
 	switch v.Interface().(type) {
-	case config.Listener, config.GroupURI, config.HostPort, config.GroupNames, config.Target:
+	case config.Listener, config.GroupURI, config.HostPort, config.GroupNames, config.Target, config.Place:
 		return // not numbers, and tested on their own
 	}
 	switch v.Kind() {
@@ -116,7 +116,7 @@ func TestValidateMadeInCode(t *testing.T) {
 	c.Names = map[string][]netip.Addr{"Upper.example": {netip.MustParseAddr("192.0.2.1")}}
 	client := config.DefaultClient()
 	client.Networks = []netip.Prefix{{}}
-	client.Forward = []config.Target{{}, {Host: "a"}}
+	client.Forward = []config.Target{{Scheme: "coap"}, {Scheme: "coap", Host: "a"}, {Host: "a"}}
 	group := config.DefaultGroup()
 	group.Methods = nil
 	group.URI.Addr = netip.MustParseAddr("192.0.2.1")
@@ -133,7 +133,8 @@ groups[0].methods: missing; write e.g. [GET, FETCH]
 clients[0].name: missing; give the entry a name
 clients[0].networks[0]: not a network; write e.g. 192.0.2.0/24
 clients[0].forward[0]: no host; write e.g. coap://192.0.2.7 or coap://*
-clients[0].forward[1]: no port; write the port, or * for all`)
+clients[0].forward[1]: no port; write the port, or * for all
+clients[0].forward[2]: "" is not a known scheme; write e.g. coap://192.0.2.7`)
 }
 
 // Each interface is looked up once, however often it is named.

@@ -57,7 +57,7 @@ func addresses() *rapid.Generator[netip.Addr] {
 // The text of a target pattern reads back as the same pattern.
 func TestTargetRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var want config.Target
+		want := config.Target{Scheme: rapid.SampledFrom([]string{"coap", "coaps", "coap+tcp", "coaps+tcp", "coap+ws", "coaps+ws"}).Draw(t, "scheme")}
 		switch rapid.IntRange(0, 2).Draw(t, "kind") {
 		case 0:
 			want.Any = true

@@ -19,8 +19,9 @@ type DTLSConfig struct {
 	// Conn carries the records; the DTLSConn owns it.
 	Conn   PacketConn
 	Engine *exchange.Engine
-	// Credentials are the own ones and those that peers are judged by.
-	Credentials DTLSCredentials
+	// Credentials returns the own ones and those that peers are judged by, as of
+	// now: it is asked for each session, by its goroutine.
+	Credentials func() DTLSCredentials
 	Limits      DTLSLimits
 	Stats       *DTLSStats
 	Log         *zap.Logger

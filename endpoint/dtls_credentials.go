@@ -52,7 +52,7 @@ func dtlsSuites(certificates, psk bool) []dtls.CipherSuiteID {
 }
 
 func (d *DTLSConn) serverOptions(s *dtlsSession) []dtls.ServerOption {
-	c := &d.Credentials
+	c := &s.credentials
 	options := []dtls.ServerOption{
 		dtls.WithLoggerFactory(silentLog()),
 		dtls.WithConnectionIDGenerator(func() []byte { return d.newConnectionID(s) }),
@@ -90,7 +90,7 @@ func (d *DTLSConn) serverOptions(s *dtlsSession) []dtls.ServerOption {
 var errNoCredentials = errors.New("no credentials for this server")
 
 func (d *DTLSConn) clientOptions(s *dtlsSession) ([]dtls.ClientOption, error) {
-	c := &d.Credentials
+	c := &s.credentials
 	var identity string
 	var key []byte
 	psk := false
@@ -123,8 +123,8 @@ func (d *DTLSConn) clientOptions(s *dtlsSession) ([]dtls.ClientOption, error) {
 }
 
 // judge says what the peer has proven.
-func (d *DTLSConn) judge(state *dtls.State) (*exchange.Security, *x509.Certificate) {
-	if len(state.PeerCertificates) > 0 && d.Credentials.Authorities != nil {
+func (s *dtlsSession) judge(state *dtls.State) (*exchange.Security, *x509.Certificate) {
+	if len(state.PeerCertificates) > 0 && s.credentials.Authorities != nil {
 		if leaf, err := x509.ParseCertificate(state.PeerCertificates[0]); err == nil {
 			return exchange.CertificateSecurity(leaf), leaf
 		}

@@ -35,6 +35,8 @@ type dtlsSession struct {
 	cancel    context.CancelFunc
 	deadline  *deadline.Deadline
 	open      openRequests
+	// credentials of this session, set by its goroutine when it begins.
+	credentials DTLSCredentials
 	// security and leaf are set before the first datagram is delivered.
 	security *exchange.Security
 	leaf     *x509.Certificate
@@ -79,6 +81,7 @@ func sessionKey(id uint64) netip.AddrPort {
 // serve carries a client's session to its end.
 func (s *dtlsSession) serve() {
 	d := s.owner
+	s.credentials = d.Credentials()
 	conn, err := dtls.ServerWithOptions(s, dtlsAddr(s.addr), d.serverOptions(s)...)
 	s.run(conn, err)
 }
@@ -86,6 +89,7 @@ func (s *dtlsSession) serve() {
 // dial carries a session with a server to its end.
 func (s *dtlsSession) dial() {
 	d := s.owner
+	s.credentials = d.Credentials()
 	options, err := d.clientOptions(s)
 	var conn *dtls.Conn
 	if err == nil {
@@ -143,7 +147,7 @@ func (s *dtlsSession) begin(conn *dtls.Conn) (bool, error) {
 	if !ok {
 		return false, errNoSession
 	}
-	s.security, s.leaf = d.judge(&state)
+	s.security, s.leaf = s.judge(&state)
 	d.establish(s, conn)
 	s.mu.Lock()
 	if s.ended {

@@ -45,7 +45,7 @@ func dtlsConfig(t *testing.T, engine *exchange.Engine, c DTLSCredentials) DTLSCo
 	conn, err := ListenUDP(t.Context(), netip.AddrPortFrom(loopback, 0), UDPOptions{Errors: true})
 	require.NoError(t, err)
 	l := DefaultDTLSLimits()
-	return DTLSConfig{Conn: conn, Engine: engine, Credentials: c, Limits: l, Stats: &DTLSStats{}, Log: zap.NewNop()}
+	return DTLSConfig{Conn: conn, Engine: engine, Credentials: func() DTLSCredentials { return c }, Limits: l, Stats: &DTLSStats{}, Log: zap.NewNop()}
 }
 
 func newDTLSBench(t *testing.T, c DTLSCredentials, change func(*DTLSConfig)) *dtlsBench {

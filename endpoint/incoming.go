@@ -67,6 +67,27 @@ func (rx *Reception) Security() *exchange.Security {
 	return rx.Peer.Security()
 }
 
+// Scheme is that of a URI under which the client reached this port or
+// connection.
+func (rx *Reception) Scheme() string {
+	switch {
+	case rx.stream != nil:
+		return rx.stream.scheme
+	case rx.Peer.session != nil:
+		return "coaps"
+	default:
+		return "coap"
+	}
+}
+
+// Secured reports that nobody on the way can read or change what is sent.
+func (rx *Reception) Secured() bool {
+	if rx.stream != nil {
+		return rx.stream.secured()
+	}
+	return rx.Peer.session != nil
+}
+
 // Reliable reports a transport that delivers in order or breaks: message types,
 // acknowledgements and Message IDs do not exist there (RFC 8323 §3).
 func (rx *Reception) Reliable() bool { return rx.stream != nil }

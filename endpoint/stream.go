@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,6 +114,7 @@ type Stream struct {
 	owner       streamOwner
 	conn        transport
 	peer, local netip.AddrPort
+	scheme      string // coap+tcp, coaps+tcp, coap+ws or coaps+ws
 	security    *exchange.Security
 	place       *place // of a connection that was accepted
 
@@ -416,6 +418,9 @@ func (s *Stream) watch(now time.Time) {
 		s.end(errPeerSilent)
 	}
 }
+
+// secured reports a connection over TLS.
+func (s *Stream) secured() bool { return strings.HasPrefix(s.scheme, "coaps") }
 
 // usable reports whether requests can still be sent: neither side is ending the
 // connection.

@@ -97,8 +97,9 @@ func (s *StreamServer) Serve(ctx context.Context, l net.Listener, secure *Secure
 func (s *StreamServer) serveConn(ctx context.Context, raw net.Conn, config *tls.Config, place *place) {
 	t := &netTransport{conn: raw, raw: raw}
 	st := newStream(s.StreamConfig, s, t)
-	st.place, st.peer, st.local = place, place.peer, addrPortOf(raw.LocalAddr())
+	st.place, st.peer, st.local, st.scheme = place, place.peer, addrPortOf(raw.LocalAddr()), "coap+tcp"
 	if config != nil {
+		st.scheme = "coaps+tcp"
 		secured := tls.Server(raw, config)
 		within, cancel := context.WithDeadline(ctx, place.until)
 		err := secured.HandshakeContext(within)

@@ -107,7 +107,7 @@ func plain(ctx context.Context, s *StreamServer, l net.Listener) error { return 
 
 func secured(c *tls.Config) func(context.Context, *StreamServer, net.Listener) error {
 	return func(ctx context.Context, s *StreamServer, l net.Listener) error {
-		return s.Serve(ctx, l, NewSecureServer(c))
+		return s.Serve(ctx, l, NewSecureServer(func() *tls.Config { return c }))
 	}
 }
 
@@ -227,7 +227,7 @@ func TestStreamTransports(t *testing.T) {
 	ca := newAuthority(t)
 	server := &tls.Config{Certificates: []tls.Certificate{ca.server()}, ClientCAs: ca.pool(), ClientAuth: tls.RequireAndVerifyClientCert}
 	for scheme, serve := range map[string]func(context.Context, *StreamServer, net.Listener) error{
-		"coap+tcp": plain, "coaps+tcp": secured(server), "coap+ws": overWebSocket(nil), "coaps+ws": overWebSocket(NewSecureServer(server)),
+		"coap+tcp": plain, "coaps+tcp": secured(server), "coap+ws": overWebSocket(nil), "coaps+ws": overWebSocket(NewSecureServer(func() *tls.Config { return server })),
 	} {
 		t.Run(scheme, func(t *testing.T) {
 			c, h := socketConfig(t)

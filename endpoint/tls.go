@@ -12,15 +12,13 @@ import (
 const alpnCoAP = "coap"
 
 // SecureServer is the TLS side of a listener.
-type SecureServer struct{ config *tls.Config }
+type SecureServer struct{ base func() *tls.Config }
 
 // NewSecureServer returns the TLS side of listeners that use the certificates
-// of base, and its ClientAuth and ClientCAs for those of clients. TLS 1.3 is the
-// least; sessions are not resumed, so that every connection proves its identity
-// anew (GP-23).
-func NewSecureServer(base *tls.Config) *SecureServer {
-	return &SecureServer{secureConfig(base)}
-}
+// of base, which is asked for each handshake, and its ClientAuth and ClientCAs
+// for those of clients. TLS 1.3 is the least; sessions are not resumed, so that
+// every connection proves its identity anew (GP-23).
+func NewSecureServer(base func() *tls.Config) *SecureServer { return &SecureServer{base} }
 
 func secureConfig(base *tls.Config) *tls.Config {
 	c := base.Clone()
@@ -33,9 +31,14 @@ func secureConfig(base *tls.Config) *tls.Config {
 // that names none is served: RFC 8323 §8.2 asks for a name only on ports other
 // than the default one.
 func (s *SecureServer) forProtocol(name string) *tls.Config {
-	c := s.config.Clone()
-	c.NextProtos = []string{name}
-	return c
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			c := secureConfig(s.base())
+			c.NextProtos = []string{name}
+			return c, nil
+		},
+	}
 }
 
 // tlsSecurity is what a peer has proven in its handshake. A certificate that

@@ -183,11 +183,12 @@ func (h *WebSocketHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	st := newStream(h.server.StreamConfig, h.server, newWSTransport(h.ctx, conn)) //nolint:contextcheck // that of the request ends with the hijacking
-	st.place, st.peer = place, place.peer
+	st.place, st.peer, st.scheme = place, place.peer, "coap+ws"
 	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
 		st.local = addrPortOf(local)
 	}
 	if r.TLS != nil {
+		st.scheme = "coaps+ws"
 		st.security = tlsSecurity(r.TLS)
 	}
 	h.server.carry(h.ctx, st) //nolint:contextcheck // as above

@@ -102,8 +102,13 @@ type Request struct {
 	Client *Identity
 	// Peer is the transport address of the client, for logs and limits.
 	Peer netip.AddrPort
-	// Local is the address and port the request was sent to (FP-4, FP-8).
-	Local netip.AddrPort
+	// Local is the address and port the request was sent to (FP-4, FP-8), and
+	// Scheme that of the URI under which they are served, e.g. "coap+tcp".
+	Local  netip.AddrPort
+	Scheme string
+	// Secured says that the client's hop is protected, by DTLS, TLS or OSCORE,
+	// whether or not the client has proven who it is (FP-87).
+	Secured bool
 	// Arrival is when the request was received; T' counts from here.
 	Arrival time.Time
 	// PreviousHop is the measured round trip to the client, 0 when unknown

@@ -72,7 +72,7 @@ func newRealChain(t testing.TB, devices int) *realChain {
 	}, window, heard)
 	window.MaxTimeout = policy.MaxTimeout
 	targets := &proxy.Targets{Next: policy, Local: proxy.Local{}, Numbers: &numbers, Names: names,
-		Own: func(netip.AddrPort) bool { return false }, Zone: heard.Zone, Engine: engine, Log: log}
+		Own: func(string, netip.AddrPort) bool { return false }, Serves: func(string) bool { return true }, Zone: heard.Zone, Engine: engine, Log: log}
 	t.Cleanup(func() {
 		cancel()
 		wg.Wait()

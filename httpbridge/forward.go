@@ -262,6 +262,15 @@ func (q *query) request(n int, echo []byte) *exchange.Request {
 		options = insertOption(options, wire.Echo, echo)
 	}
 	return &exchange.Request{ID: q.id, Method: q.method, Options: options, Payload: q.payload,
-		Confirmable: !q.timeout.Present, Timeout: q.timeout, Client: q.client, Peer: q.peer, Local: local(q.r),
+		Confirmable: !q.timeout.Present, Timeout: q.timeout, Client: q.client, Peer: q.peer, Local: local(q.r), Scheme: scheme(q.r),
+		Secured: q.r.TLS != nil || q.call.front.SecureFromPlain, // HC-102, FP-87
 		Arrival: time.Now(), BodyLimit: q.call.front.Limits.ResponseBody}
+}
+
+// scheme of the listener that took a request.
+func scheme(r *http.Request) string {
+	if r.TLS != nil {
+		return "https"
+	}
+	return "http"
 }

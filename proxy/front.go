@@ -120,10 +120,11 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	defer func() { *r = exchange.Request{}; requests.Put(r) }()
 	*r = exchange.Request{
 		ID: f.Engine.NextID(), Method: m.Code, Options: m.Options, Payload: m.Payload,
-		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(),
+		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(), Scheme: rx.Scheme(), Secured: rx.Secured(),
 		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: rx.MaxPayload(),
 	}
 	if len(removed) > 0 {
+		r.Secured = true
 		r.BodyLimit = min(r.BodyLimit, maxLayeredPayload)
 		if failure == nil && removed.wornOut() && (hop.timeout.Present || wire.Has(m.Options, wire.Observe)) {
 			failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "the security context is nearly used up: renew it", RetryAfter: time.Minute} // OC-55

@@ -42,6 +42,8 @@ type setup struct {
 	window   Groups
 	route    Route
 	client   endpoint.ClientConfig
+	// legs under other schemes than coap; nil: none
+	tcp, secure exchange.Handler
 }
 
 func defaults() *setup {
@@ -139,14 +141,21 @@ func newGateway(t testing.TB, s *setup) *gateway {
 		g.own = append(g.own, netip.AddrPortFrom(netip.MustParseAddr(a), 5683))
 	}
 	s.route.Group = &blockwise.Continuation{Group: leg, Unicast: unicast, Engine: g.engine, Stats: &blockwise.Stats{}, Log: log}
-	s.route.Unicast = blockwise.NewUpstream(unicast, 1<<20)
+	legs := Legs{"coap": blockwise.NewUpstream(unicast, 1<<20), "coap+tcp": s.tcp, "coaps": s.secure}
+	for scheme, leg := range legs {
+		if leg == nil {
+			delete(legs, scheme)
+		}
+	}
+	s.route.Unicast = legs
 	s.route.Numbers, s.route.HoldBack, s.route.Log = &s.numbers, NewHoldBack(), log
 	s.window.Next, s.window.Log = blockwise.NewDownstream(&s.route, 1<<20, 1<<24, &blockwise.DownstreamStats{}), log
 	policy := access.New(s.access, &s.window, g.heard)
 	s.window.MaxTimeout = policy.MaxTimeout
 	targets := &Targets{Next: policy, Local: Local{}, Numbers: &s.numbers, Names: names, OwnNames: s.ownNames, Zone: g.heard.Zone, Engine: g.engine, Log: log,
-		Own: func(a netip.AddrPort) bool {
-			return slices.Contains(g.own, netip.AddrPortFrom(a.Addr().WithZone(""), a.Port()))
+		Serves: legs.Serves,
+		Own: func(scheme string, a netip.AddrPort) bool {
+			return scheme == "coap" && slices.Contains(g.own, netip.AddrPortFrom(a.Addr().WithZone(""), a.Port()))
 		}}
 	g.sinks = &contract{t: t, next: targets}
 	s.front.Next, s.front.Clients, s.front.Numbers, s.front.Engine, s.front.Stats, s.front.Log = g.sinks, policy, &s.numbers, g.engine, &g.stats, log

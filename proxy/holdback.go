@@ -24,7 +24,7 @@ type holdKey struct {
 	client netip.AddrPort
 	server netip.AddrPort
 	method codes.Code
-	uri    uint64 // hash of host name, path and query
+	uri    uint64 // hash of scheme, host name, path and query
 }
 
 const maxHoldBacks = 4096
@@ -41,6 +41,7 @@ func NewHoldBack() *HoldBack {
 func (h *HoldBack) key(r *exchange.Request) holdKey {
 	var hash maphash.Hash
 	hash.SetSeed(h.seed)
+	_, _ = hash.WriteString(r.Target.Scheme)
 	_, _ = hash.WriteString(r.Target.Host)
 	for _, o := range r.Options {
 		if o.ID == wire.URIPath || o.ID == wire.URIQuery || o.ID == wire.URIPathAbbrev {

@@ -161,7 +161,7 @@ func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message
 // forItself returns what is left of a request whose target is the proxy: the same
 // without the options that say so.
 func (p *Protection) forItself(rx *endpoint.Reception, m *wire.Message) (*wire.Message, bool) {
-	options, ok := p.Itself(&exchange.Request{Options: m.Options, Local: rx.Local()})
+	options, ok := p.Itself(&exchange.Request{Options: m.Options, Local: rx.Local(), Scheme: rx.Scheme()})
 	if !ok {
 		return nil, false
 	}

@@ -25,7 +25,9 @@ type Targets struct {
 	Numbers     *wire.Numbers
 	Names       *Names
 	// Own reports whether a destination is the proxy itself (FP-8).
-	Own func(netip.AddrPort) bool
+	Own func(scheme string, at netip.AddrPort) bool
+	// Serves reports whether there is a leg for the scheme (FP-7).
+	Serves func(scheme string) bool
 	// OwnNames are further names of the proxy in lower case, and addresses that
 	// are not its own but lead to it, in canonical form.
 	OwnNames map[string]bool
@@ -64,10 +66,10 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 	if l, ok := w.(exchange.Locator); ok {
 		l.Locate(&r.Target)
 	}
-	if d.scheme != "coap" { // which leaves nothing for FP-87 to guard
+	if !t.Serves(d.scheme) {
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "scheme %s is not served", d.scheme)) // FP-7, GP-22
 	}
-	if d.addr == r.Local.Addr() && d.port == r.Local.Port() || t.alias(&d) && t.Own(netip.AddrPortFrom(r.Local.Addr(), d.port)) {
+	if t.addressed(r, &d) {
 		return t.local(r, w) // FP-8
 	}
 	switch {
@@ -93,13 +95,17 @@ func (t *Targets) Itself(r *exchange.Request) (message.Options, bool) {
 		return nil, false
 	}
 	d, options, f := t.split(r, nil)
-	if f != nil || d.scheme != "coap" {
+	if f != nil {
 		return nil, false
 	}
-	own := d.addr == r.Local.Addr() && d.port == r.Local.Port() ||
-		t.alias(&d) && t.Own(netip.AddrPortFrom(r.Local.Addr(), d.port)) ||
-		d.addr.IsValid() && t.Own(netip.AddrPortFrom(d.addr, d.port))
-	return options, own
+	return options, t.addressed(r, &d) || d.addr.IsValid() && t.Own(d.scheme, netip.AddrPortFrom(d.addr, d.port))
+}
+
+// addressed reports whether a destination is what the request was sent to, or one
+// of OwnNames (FP-8).
+func (t *Targets) addressed(r *exchange.Request, d *destination) bool {
+	return d.scheme == r.Scheme && d.addr == r.Local.Addr() && d.port == r.Local.Port() ||
+		t.alias(d) && t.Own(d.scheme, netip.AddrPortFrom(r.Local.Addr(), d.port))
 }
 
 // alias reports whether the host is one of OwnNames.
@@ -323,8 +329,11 @@ func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Ad
 	if groups == 0 {
 		return t.single(r, w, netip.AddrPortFrom(addrs[0], port))
 	}
+	if r.Target.Scheme != "coap" {
+		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "groups are reached under the scheme coap")) // GP-22
+	}
 	if port == securePort {
-		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "a group has no secure port")) // GP-22, GC-4
+		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "a group has no secure port")) // GC-4
 	}
 	r.Target.Group = true
 	r.Target.Addr = netip.AddrPortFrom(namedZone(addrs[0]), port)
@@ -345,7 +354,7 @@ func (t *Targets) single(r *exchange.Request, w exchange.Sink, to netip.AddrPort
 	zone := canonicalZone(addr.Zone())
 	addr = addr.WithZone("")
 	r.Target.Addr = netip.AddrPortFrom(addr, to.Port())
-	if t.Own(r.Target.Addr) {
+	if t.Own(r.Target.Scheme, r.Target.Addr) {
 		return t.local(r, w) // FP-8
 	}
 	if !addr.Is6() || !addr.IsLinkLocalUnicast() {
@@ -358,7 +367,7 @@ func (t *Targets) single(r *exchange.Request, w exchange.Sink, to netip.AddrPort
 		return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "a link-local address needs a zone"))
 	}
 	r.Target.Addr = netip.AddrPortFrom(addr.WithZone(zone), to.Port())
-	if t.Own(r.Target.Addr) {
+	if t.Own(r.Target.Scheme, r.Target.Addr) {
 		return t.local(r, w)
 	}
 	return t.Next.Exchange(r, w)

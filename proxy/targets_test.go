@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,7 +60,11 @@ func resolve(t *testing.T, change func(*Targets), options ...message.Option) *en
 	}, nil, nil)
 	require.NoError(t, err)
 	targets := &Targets{Next: e.arrive("next"), Local: e.arrive("local"), Numbers: &numbers, Names: names, Log: zap.NewNop(),
-		Own: func(a netip.AddrPort) bool {
+		Serves: func(scheme string) bool { return strings.HasPrefix(scheme, "coap") },
+		Own: func(scheme string, a netip.AddrPort) bool {
+			if scheme != "coap" {
+				return scheme == "coap+tcp" && a == netip.MustParseAddrPort(proxy4+":61617")
+			}
 			return a == netip.MustParseAddrPort(proxy4+":5683") || a == netip.MustParseAddrPort("[2001:db8:100::1]:5683") ||
 				a == netip.MustParseAddrPort("[fe80::100%lo]:5683")
 		},
@@ -74,7 +79,7 @@ func resolve(t *testing.T, change func(*Targets), options ...message.Option) *en
 		change(targets)
 	}
 	m := msg(con, codes.GET, "", options...)
-	targets.Exchange(&exchange.Request{Method: codes.GET, Client: &exchange.Identity{}, Options: m.Options, Local: netip.MustParseAddrPort(proxy4 + ":5683"), Arrival: time.Now()}, e)
+	targets.Exchange(&exchange.Request{Method: codes.GET, Client: &exchange.Identity{}, Options: m.Options, Local: netip.MustParseAddrPort(proxy4 + ":5683"), Scheme: "coap", Arrival: time.Now()}, e)
 	require.Equal(t, 1, e.ends)
 	return e
 }
@@ -139,36 +144,45 @@ func TestTarget(t *testing.T) {
 		"encoded dots":              {[]message.Option{uri("coap://192.0.2.1/%2e%2E")}, badOption, "", ""},
 		"dots in a name are fine":   {[]message.Option{uri("coap://192.0.2.1/...")}, "192.0.2.1:5683", " 11=2e2e2e", ""},
 
-		"relative (FP-3)":         {[]message.Option{uri("/r")}, malformed, "", ""},
-		"fragment":                {[]message.Option{uri("coap://192.0.2.1/#f")}, malformed, "", ""},
-		"no host":                 {[]message.Option{uri("coap:///r")}, malformed, "", ""},
-		"port 0":                  {[]message.Option{uri("coap://192.0.2.1:0/")}, malformed, "", ""},
-		"userinfo (FP-10)":        {[]message.Option{uri("coap://me:secret@192.0.2.1/")}, malformed, "", ""},
-		"empty userinfo":          {[]message.Option{uri("coap://@192.0.2.1/")}, malformed, "", ""},
-		"CRI malformed":           {[]message.Option{cri("ff")}, malformed, "", ""},
-		"CRI with fragment":       {[]message.Option{cri("8520 8144c0000201 8161 72 80 61 66")}, malformed, "", ""},
-		"CRI relative":            {[]message.Option{cri("8200 8161 72")}, malformed, "", ""},
-		"http (FP-7)":             {[]message.Option{uri("http://192.0.2.1/")}, "not_proxied", "", ""},
-		"coaps (FP-87)":           {[]message.Option{uri("coaps://192.0.2.1/")}, "not_proxied", "", ""},
-		"unknown scheme":          {[]message.Option{uri("gopher://192.0.2.1/")}, "not_proxied", "", ""},
-		"no scheme anybody knows": {[]message.Option{uri("urn:example:x")}, "not_proxied", "", ""},
-		"CRI, http":               {[]message.Option{cri(criHTTP)}, "not_proxied", "", ""},
-		"CRI, unknown scheme":     {[]message.Option{cri(criUnknown)}, "not_proxied", "", ""},
-		"Proxy-Scheme http":       {[]message.Option{opt(wire.ProxyScheme, "http"), host("192.0.2.1")}, "not_proxied", "", ""},
-		"Proxy-Scheme unknown":    {[]message.Option{opt(wire.ProxyScheme, "gopher"), host("192.0.2.1")}, "not_proxied", "", ""},
-		"scheme number unknown":   {[]message.Option{opt(wire.ProxySchemeNumber, "\x63"), host("192.0.2.1")}, "not_proxied", "", ""},
+		"relative (FP-3)":           {[]message.Option{uri("/r")}, malformed, "", ""},
+		"fragment":                  {[]message.Option{uri("coap://192.0.2.1/#f")}, malformed, "", ""},
+		"no host":                   {[]message.Option{uri("coap:///r")}, malformed, "", ""},
+		"port 0":                    {[]message.Option{uri("coap://192.0.2.1:0/")}, malformed, "", ""},
+		"userinfo (FP-10)":          {[]message.Option{uri("coap://me:secret@192.0.2.1/")}, malformed, "", ""},
+		"empty userinfo":            {[]message.Option{uri("coap://@192.0.2.1/")}, malformed, "", ""},
+		"CRI malformed":             {[]message.Option{cri("ff")}, malformed, "", ""},
+		"CRI with fragment":         {[]message.Option{cri("8520 8144c0000201 8161 72 80 61 66")}, malformed, "", ""},
+		"CRI relative":              {[]message.Option{cri("8200 8161 72")}, malformed, "", ""},
+		"http (FP-7)":               {[]message.Option{uri("http://192.0.2.1/")}, "not_proxied", "", ""},
+		"default port, coaps":       {[]message.Option{uri("coaps://192.0.2.1/")}, "192.0.2.1:5684", "", ""},
+		"default port, TCP":         {[]message.Option{uri("coap+tcp://192.0.2.1/r")}, "192.0.2.1:5683", " 11=72", ""},
+		"default port, TLS":         {[]message.Option{uri("COAPS+TCP://192.0.2.1/")}, "192.0.2.1:5684", "", ""},
+		"default port, WebSocket":   {[]message.Option{uri("coap+ws://192.0.2.1/")}, "192.0.2.1:80", "", ""},
+		"default port, secure WS":   {[]message.Option{uri("coaps+ws://192.0.2.1/")}, "192.0.2.1:443", "", ""},
+		"scheme number (FP-6)":      {[]message.Option{host("192.0.2.1"), opt(wire.ProxySchemeNumber, "\x06")}, "192.0.2.1:5683", "", ""},
+		"Proxy-Scheme, port (FP-5)": {[]message.Option{opt(wire.ProxyScheme, "coaps"), host("192.0.2.1")}, "192.0.2.1:5683", "", ""},
+		"unknown scheme":            {[]message.Option{uri("gopher://192.0.2.1/")}, "not_proxied", "", ""},
+		"no scheme anybody knows":   {[]message.Option{uri("urn:example:x")}, "not_proxied", "", ""},
+		"CRI, http":                 {[]message.Option{cri(criHTTP)}, "not_proxied", "", ""},
+		"CRI, unknown scheme":       {[]message.Option{cri(criUnknown)}, "not_proxied", "", ""},
+		"Proxy-Scheme http":         {[]message.Option{opt(wire.ProxyScheme, "http"), host("192.0.2.1")}, "not_proxied", "", ""},
+		"Proxy-Scheme unknown":      {[]message.Option{opt(wire.ProxyScheme, "gopher"), host("192.0.2.1")}, "not_proxied", "", ""},
+		"scheme number unknown":     {[]message.Option{opt(wire.ProxySchemeNumber, "\x63"), host("192.0.2.1")}, "not_proxied", "", ""},
 
-		"own address (FP-8)":           {[]message.Option{uri("coap://" + proxy4 + "/.well-known/core")}, "local", " 11=2e77656c6c2d6b6e6f776e 11=636f7265", ""},
-		"own address, other family":    {[]message.Option{uri("coap://[2001:db8:100::1]/r")}, "local", " 11=72", ""},
-		"own address with a zone":      {[]message.Option{uri("coap://[2001:db8:100::1%25eth0]/r")}, "local", " 11=72", ""},
-		"own link-local address":       {[]message.Option{uri("coap://[fe80::100%25lo]/r")}, "local", " 11=72", ""},
-		"own address, other port":      {[]message.Option{uri("coap://" + proxy4 + ":5684/r")}, proxy4 + ":5684", " 11=72", ""},
-		"name of own address":          {[]message.Option{uri("coap://self.example/r")}, "local", " 11=72", "self.example"},
-		"own name":                     {[]message.Option{uri("coap://GW.example/r")}, "local", " 11=72", "gw.example"},
-		"outer address":                {[]message.Option{uri("coap://203.0.113.1/r")}, "local", " 11=72", ""},
-		"outer address, IPv6":          {[]message.Option{uri("coap://[2001:DB8:200:0::1]/r")}, "local", " 11=72", ""},
-		"outer address, other port":    {[]message.Option{uri("coap://203.0.113.1:61616/r")}, "203.0.113.1:61616", " 11=72", ""},
-		"own address, critical option": {[]message.Option{uri("coap://" + proxy4 + "/r"), opt(wire.IfMatch, "")}, badOption, "", ""},
+		"own address (FP-8)":               {[]message.Option{uri("coap://" + proxy4 + "/.well-known/core")}, "local", " 11=2e77656c6c2d6b6e6f776e 11=636f7265", ""},
+		"own address, other family":        {[]message.Option{uri("coap://[2001:db8:100::1]/r")}, "local", " 11=72", ""},
+		"own address with a zone":          {[]message.Option{uri("coap://[2001:db8:100::1%25eth0]/r")}, "local", " 11=72", ""},
+		"own link-local address":           {[]message.Option{uri("coap://[fe80::100%25lo]/r")}, "local", " 11=72", ""},
+		"own address, other port":          {[]message.Option{uri("coap://" + proxy4 + ":5684/r")}, proxy4 + ":5684", " 11=72", ""},
+		"name of own address":              {[]message.Option{uri("coap://self.example/r")}, "local", " 11=72", "self.example"},
+		"own name":                         {[]message.Option{uri("coap://GW.example/r")}, "local", " 11=72", "gw.example"},
+		"outer address":                    {[]message.Option{uri("coap://203.0.113.1/r")}, "local", " 11=72", ""},
+		"outer address, IPv6":              {[]message.Option{uri("coap://[2001:DB8:200:0::1]/r")}, "local", " 11=72", ""},
+		"outer address, other port":        {[]message.Option{uri("coap://203.0.113.1:61616/r")}, "203.0.113.1:61616", " 11=72", ""},
+		"own address, other scheme (FP-8)": {[]message.Option{uri("coap+tcp://" + proxy4 + "/r")}, proxy4 + ":5683", " 11=72", ""},
+		"own address over TCP (FP-8)":      {[]message.Option{uri("coap+tcp://" + proxy4 + ":61617/r")}, "local", " 11=72", ""},
+		"own name over TCP (FP-8)":         {[]message.Option{uri("coap+tcp://gw.example:61617/r")}, "local", " 11=72", "gw.example"},
+		"own address, critical option":     {[]message.Option{uri("coap://" + proxy4 + "/r"), opt(wire.IfMatch, "")}, badOption, "", ""},
 
 		"link-local with zone":      {[]message.Option{uri("coap://[fe80::1%25eth0]/")}, "[fe80::1%eth0]:5683", "", ""},
 		"link-local heard (GP-57)":  {[]message.Option{uri("coap://[fe80::77]/")}, "[fe80::77%eth7]:5683", "", ""},
@@ -198,7 +212,7 @@ func TestTarget(t *testing.T) {
 // The address a request was sent to is the proxy's, whatever it knows of its
 // addresses (FP-4, FP-8).
 func TestAddressAsked(t *testing.T) {
-	unaware := func(targets *Targets) { targets.Own = func(netip.AddrPort) bool { return false } }
+	unaware := func(targets *Targets) { targets.Own = func(string, netip.AddrPort) bool { return false } }
 	require.Equal(t, "local", resolve(t, unaware, opt(wire.ProxyScheme, "coap")).where)
 	require.Equal(t, "local", resolve(t, unaware, uri("coap://"+proxy4+"/r")).where)
 	require.Equal(t, "next", resolve(t, unaware, uri("coap://"+proxy4+":61616/r")).where)
@@ -290,7 +304,7 @@ func TestStrangersResolveNothing(t *testing.T) {
 	asked := false
 	names, err := NewNames(t.Context(), nil, resolverFunc(func(context.Context, string) ([]netip.Addr, error) { asked = true; return nil, nil }), exchange.NewEngine())
 	require.NoError(t, err)
-	targets := &Targets{Numbers: defaultNumbers(), Names: names, Own: func(netip.AddrPort) bool { return false }}
+	targets := &Targets{Numbers: defaultNumbers(), Names: names, Own: func(string, netip.AddrPort) bool { return false }, Serves: func(string) bool { return true }}
 	e := &ending{}
 	targets.Exchange(&exchange.Request{Method: codes.GET, Options: message.Options{opt(wire.ProxyURI, "coap://secret.example/x")}}, e)
 	names.Wait()

@@ -98,3 +98,14 @@ func isCoAPScheme(scheme string) bool {
 	_, known := SchemeNumber(scheme)
 	return known && scheme != "http" && scheme != "https"
 }
+
+// SecureScheme reports whether a scheme, in lower case, protects what it carries
+// (FP-48, FP-87).
+func SecureScheme(scheme string) bool {
+	switch scheme {
+	case "coaps", "coaps+tcp", "coaps+ws", "https":
+		return true
+	default:
+		return false
+	}
+}

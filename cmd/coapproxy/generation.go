@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,7 +14,6 @@ import (
 	"coapproxy/access"
 	"coapproxy/blockwise"
 	"coapproxy/config"
-	"coapproxy/endpoint"
 	"coapproxy/exchange"
 	"coapproxy/httpbridge"
 	"coapproxy/membership"
@@ -36,7 +34,7 @@ type generation struct {
 	protected   *proxy.Protection
 	members     membership.Groups
 	learned     map[string]*membership.Learned
-	secrets     secrets
+	secrets     *config.Loaded
 	web         *httpbridge.Front // nil without a listener for HTTP
 	webCert     *tls.Certificate  // nil without one for https
 
@@ -65,7 +63,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 			g.close()
 		}
 	}()
-	if g.secrets, err = secretsOf(c); err != nil {
+	if g.secrets, err = c.Credentials.Load(); err != nil {
 		return nil, err
 	}
 	dedup := dedupOf(c)
@@ -75,15 +73,10 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 		return nil, err
 	}
 	g.legs = append(g.legs, groupLeg)
-	unicastLeg, err := endpoint.NewClient(ctx, endpoint.ClientConfig{Engine: p.engine, Params: endpoint.DefaultParams(), Dedup: dedup,
-		Stats: &p.stats.messages, Log: log.Named("upstream"), Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep,
-		NStart: nstartOf(c), Queue: c.Limits.UpstreamQueue, TimeoutCON: c.Limits.ResponseTimeoutCon,
-		TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers,
-		Observations: maxObservations})
+	servers, err := p.upstreamsOf(ctx, c, g, log.Named("upstream"))
 	if err != nil {
 		return nil, err
 	}
-	g.legs = append(g.legs, unicastLeg)
 	if g.names, err = proxy.NewNames(ctx, c.Names, net.DefaultResolver, p.engine); err != nil {
 		return nil, err
 	}
@@ -92,8 +85,8 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	// The way of a request, from its end to its beginning; p.stored is between the
 	// two halves.
 	g.route = &proxy.Route{
-		Group:   &blockwise.Continuation{Group: groupLeg, Unicast: unicastLeg, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")},
-		Unicast: blockwise.NewUpstream(unicastLeg, maxBody), Numbers: p.numbers, HopLimit: uint8(c.Proxy.HopLimit),
+		Group:   &blockwise.Continuation{Group: groupLeg, Unicast: servers.coap, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")},
+		Unicast: servers.legs, Numbers: p.numbers, HopLimit: uint8(c.Proxy.HopLimit),
 		Identifier: identifierOf(c), GroupBody: groupBody(c), HoldBack: p.holdBack, Log: log.Named("route")}
 	g.exit = g.route
 	if len(g.learned) > 0 {
@@ -103,7 +96,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	window := &proxy.Groups{Next: p.stored, RefuseAboveMax: c.Proxy.RefuseAboveMax, Log: log.Named("route")}
 	g.policy = access.New(policyOf(c), window, p.heard)
 	window.MaxTimeout = g.policy.MaxTimeout
-	targets := &proxy.Targets{Next: g.policy, Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is,
+	targets := &proxy.Targets{Next: g.policy, Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is, Serves: servers.legs.Serves,
 		OwnNames: ownNames(c), Zone: zoneOf(c, p.heard), Engine: p.engine, Log: log.Named("target")}
 	g.entry = targets
 	if err := p.webOf(c, g, log.Named("http")); err != nil {
@@ -119,7 +112,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 
 // serve makes g the generation that gets the requests.
 func (p *runningProxy) serve(g *generation) {
-	p.secrets.Store(&g.secrets)
+	p.secrets.Store(g.secrets)
 	p.members.Store(&g.members)
 	p.config.Store(g.config)
 	p.exit.To(g.exit)
@@ -136,26 +129,6 @@ func (g *generation) close() {
 	}
 	if g.names != nil {
 		g.names.Wait()
-	}
-}
-
-// secrets is what clients prove who they are with.
-type secrets struct {
-	psk map[string][]byte // by identity
-}
-
-func secretsOf(c *config.Config) (secrets, error) {
-	if c.Credentials.PSK == "" {
-		return secrets{}, nil
-	}
-	keys, err := config.LoadPSK(c.Credentials.PSK)
-	return secrets{psk: keys}, err
-}
-
-// replacedBy tells which proofs that counted with s do not with now.
-func (s *secrets) replacedBy(now *secrets) func(*exchange.Security) bool {
-	return func(proven *exchange.Security) bool {
-		return proven.PSK && !bytes.Equal(s.psk[proven.PSKIdentity], now.psk[proven.PSKIdentity])
 	}
 }
 

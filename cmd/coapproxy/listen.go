@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 
 	"go.uber.org/zap"
@@ -19,12 +20,13 @@ import (
 
 // listener is an open listener.
 type listener struct {
-	name  string // what the configuration calls it
-	uri   string // with the port it got
-	addr  netip.AddrPort
-	close func() error // what takes the place of serve
-	ready func()       // says so in the log
-	serve func(ctx context.Context)
+	name   string // what the configuration calls it
+	uri    string // with the port it got
+	scheme string
+	addr   netip.AddrPort
+	close  func() error // what takes the place of serve
+	ready  func()       // says so in the log
+	serve  func(ctx context.Context)
 	// revoke ends the sessions of clients whose proof does not count any more; nil
 	// where there are none.
 	revoke func(stale func(*exchange.Security) bool)
@@ -182,15 +184,15 @@ func (p *runningProxy) open(c *config.Config, g *generation, l config.Listener, 
 	if err != nil {
 		return nil, err
 	}
-	o.name, o.uri = name, l.Scheme+"://"+o.addr.String()
+	o.name, o.uri, o.scheme = name, l.Scheme+"://"+o.addr.String(), l.Scheme
 	again := l
 	again.Addr = o.addr
 	o.reopen = func() (*listener, error) { return p.open(c, g, again, name, log) }
 	return o, nil
 }
 
-// datagrams opens a listener over UDP, or over DTLS for the clients that have
-// a key.
+// datagrams opens a listener over UDP, or over DTLS: with pre-shared keys, a
+// certificate, or both, by the choice of the client.
 func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.Logger) (*listener, error) {
 	conn, err := endpoint.ListenUDP(p.ctx, l.Addr, endpoint.UDPOptions{ReceiveBuffer: int(c.Limits.ReceiveBuffer),
 		SendBuffer: int(c.Limits.ReceiveBuffer), PacketInfo: true})
@@ -200,8 +202,7 @@ func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.L
 	var packets endpoint.PacketConn = conn
 	if l.Scheme == "coaps" {
 		if packets, err = endpoint.NewDTLSServer(endpoint.DTLSConfig{Conn: conn, Engine: p.engine, Limits: endpoint.DefaultDTLSLimits(),
-			Credentials: endpoint.DTLSCredentials{Key: p.key},
-			Stats:       &p.stats.sessions, Log: log.Named("dtls")}); err != nil {
+			Credentials: p.dtlsCredentials, Stats: &p.stats.sessions, Log: log.Named("dtls")}); err != nil {
 			return nil, errors.Join(err, conn.Close())
 		}
 	}
@@ -218,12 +219,6 @@ func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.L
 				zap.Int("wanted", int(c.Limits.ReceiveBuffer)), zap.Int("got", got))
 		}
 	}, serve: func(ctx context.Context) { _ = e.Serve(ctx) }}, nil
-}
-
-// key returns the pre-shared key of a client, as of now.
-func (p *runningProxy) key(identity string) ([]byte, bool) {
-	k, ok := p.secrets.Load().psk[identity]
-	return k, ok
 }
 
 // streamServer is the server of all connections over TCP and WebSocket.
@@ -255,10 +250,11 @@ func (p *runningProxy) connections(l config.Listener, log *zap.Logger) (*listene
 	uri := zap.String("uri", l.Scheme+"://"+addr.String())
 	return &listener{addr: addr, close: socket.Close, ready: func() { log.Info("listening", uri) }, serve: func(ctx context.Context) {
 		var err error
-		if l.Scheme == "coap+ws" {
-			err = p.streams.ServeWebSocket(ctx, socket, nil, nil)
+		secure := p.secureServer(l.Scheme)
+		if strings.HasSuffix(l.Scheme, "+ws") {
+			err = p.streams.ServeWebSocket(ctx, socket, secure, nil)
 		} else {
-			err = p.streams.Serve(ctx, socket, nil)
+			err = p.streams.Serve(ctx, socket, secure)
 		}
 		if err != nil && ctx.Err() == nil {
 			log.Error("listener ended", uri, zap.Error(err))

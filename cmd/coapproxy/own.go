@@ -10,8 +10,8 @@ import (
 // ownAddresses tells which destinations are this proxy (FP-8).
 type ownAddresses struct {
 	mu        sync.Mutex
-	exact     map[netip.AddrPort]bool
-	wildcards map[uint16]bool
+	exact     map[ownAddress]bool
+	wildcards map[ownAddress]bool // without address
 	local     map[netip.Addr]bool // addresses of this host, for the wildcards
 	asked     time.Time
 }
@@ -19,27 +19,34 @@ type ownAddresses struct {
 // localAge is how old the list of the host's addresses may be.
 const localAge = 10 * time.Second
 
+// ownAddress is where a listener is: the same port is another one under another
+// scheme.
+type ownAddress struct {
+	scheme string
+	at     netip.AddrPort
+}
+
 // set says where the proxy listens.
 func (o *ownAddresses) set(listeners []*listener) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.exact, o.wildcards = make(map[netip.AddrPort]bool), make(map[uint16]bool)
+	o.exact, o.wildcards = make(map[ownAddress]bool), make(map[ownAddress]bool)
 	for _, l := range listeners {
 		if l.addr.Addr().IsUnspecified() {
-			o.wildcards[l.addr.Port()] = true
+			o.wildcards[ownAddress{l.scheme, netip.AddrPortFrom(netip.Addr{}, l.addr.Port())}] = true
 		} else {
-			o.exact[l.addr] = true
+			o.exact[ownAddress{l.scheme, l.addr}] = true
 		}
 	}
 }
 
-func (o *ownAddresses) is(a netip.AddrPort) bool {
+func (o *ownAddresses) is(scheme string, a netip.AddrPort) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.exact[a] {
+	if o.exact[ownAddress{scheme, a}] {
 		return true
 	}
-	if !o.wildcards[a.Port()] {
+	if !o.wildcards[ownAddress{scheme, netip.AddrPortFrom(netip.Addr{}, a.Port())}] {
 		return false
 	}
 	if now := time.Now(); now.Sub(o.asked) > localAge {

@@ -64,7 +64,7 @@ type runningProxy struct {
 	// What the generation that serves knows, for those who outlive it.
 	members atomic.Pointer[membership.Groups]
 	config  atomic.Pointer[config.Config]
-	secrets atomic.Pointer[secrets]
+	secrets atomic.Pointer[config.Loaded]
 }
 
 // stats is what the parts count in, over all generations.
@@ -72,6 +72,7 @@ type stats struct {
 	messages endpoint.Stats
 	sessions endpoint.DTLSStats
 	streams  endpoint.StreamStats
+	upstream upstreamStats
 	groups   multicast.Stats
 	fronts   proxy.Stats
 	http     httpbridge.Stats
@@ -84,6 +85,8 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("coap", &s.messages, nil)
 	r.Register("coap", &s.sessions, nil)
 	r.Register("coap", &s.streams, nil)
+	r.Register("upstream", &s.upstream.sessions, nil)
+	r.Register("upstream", &s.upstream.streams, nil)
 	r.Register("group", &s.groups, nil)
 	r.Register("blockwise", &s.bodies, nil)
 	r.Register("blockwise", &s.blocks, nil)

@@ -74,7 +74,7 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 	t.apply()
 	for _, l := range p.listeners {
 		if l.revoke != nil {
-			l.revoke(before.secrets.replacedBy(&g.secrets))
+			l.revoke(replaced(before.secrets, g.secrets))
 		}
 	}
 	p.retire(before, log)

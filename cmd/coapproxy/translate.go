@@ -90,7 +90,7 @@ func nstartOf(c *config.Config) func(netip.AddrPort) int {
 
 func policyOf(c *config.Config) access.Config {
 	out := access.Config{MaxTimeout: c.Proxy.MaxTimeout, MaxScope: c.Proxy.MaxScope.Value(), AllowLoopback: c.Proxy.AllowLoopback,
-		AllowLinkLocal: c.Proxy.AllowLinkLocal, AllowPrivate: c.Proxy.AllowPrivate, GroupRate: c.Limits.GroupRate,
+		AllowLinkLocal: c.Proxy.AllowLinkLocal, AllowPrivate: c.Proxy.AllowPrivate, UnsecuredClients: !c.Proxy.RequireSecureClient, GroupRate: c.Limits.GroupRate,
 		GroupBurst: c.Limits.GroupBurst, RequestRate: c.Limits.RequestRate, RequestBurst: c.Limits.RequestBurst}
 	for i := range c.Groups {
 		g := &c.Groups[i]
@@ -132,7 +132,7 @@ func clientOf(c *config.Client) access.Client {
 		out.Methods = methodsOf(c.Methods)
 	}
 	for _, t := range c.Forward {
-		out.Forward = append(out.Forward, access.Target{Any: t.Any, Host: t.Host, Network: t.Network, Port: t.Port, AnyPort: t.AnyPort})
+		out.Forward = append(out.Forward, access.Target{Scheme: t.Scheme, Any: t.Any, Host: t.Host, Network: t.Network, Port: t.Port, AnyPort: t.AnyPort})
 	}
 	return out
 }

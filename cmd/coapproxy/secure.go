@@ -1,0 +1,51 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+
+	"coapproxy/config"
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// dtlsCredentials are those towards clients, as of now.
+func (p *runningProxy) dtlsCredentials() endpoint.DTLSCredentials {
+	s := p.secrets.Load()
+	out := endpoint.DTLSCredentials{Certificates: s.Certificates, Authorities: s.ClientAuthorities}
+	if s.PSK != nil {
+		out.Key = func(identity string) ([]byte, bool) { k, ok := s.PSK[identity]; return k, ok }
+	}
+	return out
+}
+
+// serverTLS is the TLS configuration towards clients, as of now. A client need
+// not show a certificate; one that does not is known by its address alone.
+func (p *runningProxy) serverTLS() *tls.Config {
+	s := p.secrets.Load()
+	out := &tls.Config{Certificates: s.Certificates, MinVersion: tls.VersionTLS13}
+	if s.ClientAuthorities != nil {
+		out.ClientCAs, out.ClientAuth = s.ClientAuthorities, tls.VerifyClientCertIfGiven
+	}
+	return out
+}
+
+// secureServer is the TLS side of a listener, nil for one without.
+func (p *runningProxy) secureServer(scheme string) *endpoint.SecureServer {
+	if !wire.SecureScheme(scheme) {
+		return nil
+	}
+	return endpoint.NewSecureServer(p.serverTLS)
+}
+
+// replaced tells which proofs that counted with the credentials before do not
+// with those of now.
+func replaced(before, now *config.Loaded) func(*exchange.Security) bool {
+	return func(proven *exchange.Security) bool {
+		if proven.PSK {
+			return !bytes.Equal(before.PSK[proven.PSKIdentity], now.PSK[proven.PSKIdentity])
+		}
+		return !before.ClientAuthorities.Equal(now.ClientAuthorities)
+	}
+}

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"coapproxy/blockwise"
+	"coapproxy/config"
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/proxy"
+)
+
+// upstreams are the legs to single servers.
+type upstreams struct {
+	// legs are those of all schemes, whole bodies above and blocks below.
+	legs proxy.Legs
+	// coap is the leg over UDP without that, for further blocks of what members
+	// of a group answer.
+	coap exchange.Handler
+}
+
+// upstreamStats is what the legs to single servers count in.
+type upstreamStats struct {
+	sessions endpoint.DTLSStats
+	streams  endpoint.StreamStats
+}
+
+// unusedUpstream is how long a connection to a server is kept without requests.
+const unusedUpstream = 10 * time.Minute
+
+// upstreamsOf makes the legs to single servers, which end with ctx and which g
+// waits for.
+func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *generation, log *zap.Logger) (*upstreams, error) {
+	datagrams := endpoint.ClientConfig{Engine: p.engine, Params: endpoint.DefaultParams(), Dedup: dedupOf(c), Stats: &p.stats.messages,
+		Log: log, Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep, NStart: nstartOf(c), Queue: c.Limits.UpstreamQueue,
+		TimeoutCON: c.Limits.ResponseTimeoutCon, TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers,
+		Observations: maxObservations}
+	plain, err := endpoint.NewClient(ctx, datagrams)
+	if err != nil {
+		return nil, err
+	}
+	g.legs = append(g.legs, plain)
+	datagrams.Open = p.openSecureClient(c, g.secrets, log.Named("dtls"))
+	secure, err := endpoint.NewClient(ctx, datagrams)
+	if err != nil {
+		return nil, err
+	}
+	g.legs = append(g.legs, secure)
+	limits := endpoint.DefaultStreamLimits()
+	limits.Message = streamMessage
+	streams, err := endpoint.NewStreamClient(ctx, endpoint.StreamClientConfig{
+		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: limits, Stats: &p.stats.upstream.streams, Log: log},
+		TLS:          &tls.Config{RootCAs: g.secrets.ServerAuthorities, Certificates: g.secrets.ServerCertificates, MinVersion: tls.VersionTLS13},
+		Timeout:      c.Limits.ResponseTimeout, Connections: c.Limits.UpstreamConnections, Calls: c.Limits.UpstreamPending,
+		Unused: unusedUpstream, RetryMin: time.Second, RetryMax: time.Minute})
+	if err != nil {
+		return nil, err
+	}
+	g.legs = append(g.legs, streams)
+	legs := make(proxy.Legs)
+	for scheme, leg := range map[string]exchange.Handler{"coap": plain, "coaps": secure, "coap+tcp": streams, "coaps+tcp": streams,
+		"coap+ws": streams, "coaps+ws": streams} {
+		legs[scheme] = blockwise.NewUpstream(leg, maxBody)
+	}
+	return &upstreams{legs: legs, coap: plain}, nil
+}
+
+// openSecureClient opens client ports whose datagrams travel in DTLS sessions.
+func (p *runningProxy) openSecureClient(c *config.Config, s *config.Loaded, log *zap.Logger) func(context.Context, netip.Addr) (endpoint.PacketConn, error) {
+	open := openClient(c)
+	credentials := func() endpoint.DTLSCredentials {
+		return endpoint.DTLSCredentials{Certificates: s.ServerCertificates, Authorities: s.ServerAuthorities, KeyFor: s.ServerPSK.For}
+	}
+	return func(ctx context.Context, wildcard netip.Addr) (endpoint.PacketConn, error) {
+		conn, err := open(ctx, wildcard)
+		if err != nil {
+			return nil, err
+		}
+		secured, err := endpoint.NewDTLSClient(endpoint.DTLSConfig{Conn: conn, Engine: p.engine, Credentials: credentials,
+			Limits: endpoint.DefaultDTLSLimits(), Stats: &p.stats.upstream.sessions, Log: log})
+		if err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		return secured, nil
+	}
+}
