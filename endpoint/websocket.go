@@ -215,6 +215,7 @@ func (s *StreamServer) ServeWebSocket(ctx context.Context, l net.Listener, secur
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	err := server.Serve(ln)
+	_ = server.Close() // those too that were accepted meanwhile
 	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
 		err = nil
 	}

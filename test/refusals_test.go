@@ -63,7 +63,7 @@ func TestRefusals(t *testing.T) {
 		{"protected (GC-92)", options(timeout(2), proxyURI(uri), coap.Opt(9, []byte{9, 1, 2})), "4.01", 0, "denied"},
 
 		// Targets.
-		{"secure target (FP-7)", options(proxyURI("coaps://127.0.2.1/x")), "5.05", 0, "not_proxied"},
+		{"secure target (FP-87)", options(proxyURI("coaps://127.0.2.1/x")), "4.01", 0, "denied"},
 		{"HTTP target (FP-7)", options(proxyURI("http://127.0.2.1/x")), "5.05", 0, "not_proxied"},
 		{"unknown scheme (FP-7)", options(proxyURI("gopher://127.0.2.1/x")), "5.05", 0, "not_proxied"},
 		{"unknown scheme number (FP-6)", options(coap.Opt(coap.URIHost, "127.0.2.1"), coap.Uint(coap.ProxySchemeNumber, 999)), "5.05", 0, "not_proxied"},
