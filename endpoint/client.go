@@ -157,6 +157,7 @@ type call struct {
 	port        *Endpoint   // nil before its turn
 	id          uint16
 	open        *openCall // nil: it ends with its response
+	sealing     exchange.Sealing
 }
 
 var _ exchange.Handler = (*Client)(nil)
@@ -169,7 +170,7 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		m.Type = message.NonConfirmable
 		timeout = c.config.TimeoutNON
 	}
-	k := &call{client: c, sink: w, name: r.Target.Host, open: openCallOf(r, &m)}
+	k := &call{client: c, sink: w, name: r.Target.Host, open: openCallOf(r, &m), sealing: r.Sealing}
 	k.deadline.Fire = k.expire
 	nstart := c.config.NStart(r.Target.Addr)
 	c.mu.Lock()
@@ -282,6 +283,9 @@ func (c *Client) portOf(family, i int) (*Endpoint, error) {
 // send sends the call that has begun, or ends it with err.
 func (c *Client) send(k *call, m *wire.Message, err error) {
 	if err == nil {
+		m, err = sealed(k.sealing, m)
+	}
+	if err == nil {
 		binary.BigEndian.PutUint64(k.tokenBytes[:], k.token)
 		m.Token, m.ID = k.tokenBytes[:], k.id
 		peer := k.server.peer
@@ -371,6 +375,20 @@ func (c *Client) HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool {
 	if k == nil || k.port != e || k.server.peer.Addr != peer.Addr {
 		c.mu.Unlock()
 		return false
+	}
+	if k.sealing != nil {
+		c.mu.Unlock()
+		inner, ok := opened(k.sealing, m)
+		if !ok {
+			c.config.Stats.Unopened.Add(1)
+			return true
+		}
+		m = inner
+		c.mu.Lock()
+		if c.calls[token] != k { // it has ended meanwhile
+			c.mu.Unlock()
+			return true
+		}
 	}
 	if k.open != nil {
 		c.openResponse(k, m)

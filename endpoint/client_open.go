@@ -125,7 +125,7 @@ func (k *call) stop(err error) {
 // waits for. If it is lost, the server's next notification is reset.
 func (c *Client) tell(k *call, m *wire.Message) {
 	m.Type = message.Confirmable
-	d := &call{client: c, sink: discard{}, name: k.name, token: k.token, port: k.port, request: m}
+	d := &call{client: c, sink: discard{}, name: k.name, token: k.token, port: k.port, request: m, sealing: k.sealing}
 	d.deadline.Fire = d.expire
 	nstart := c.config.NStart(k.server.peer.Addr)
 	c.mu.Lock()

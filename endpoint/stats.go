@@ -26,4 +26,5 @@ type Stats struct {
 	ObservationsRenewed  atomic.Uint64 `metric:"observations_renewed_total" help:"Registrations repeated because nothing new had come for longer than Max-Age."`
 	NotificationsOld     atomic.Uint64 `metric:"notifications_old_total" help:"Notifications dropped because newer ones had overtaken them."`
 	NotificationsDropped atomic.Uint64 `metric:"notifications_dropped_total" help:"Notifications dropped because they came faster than they could be handed on."`
+	Unopened             atomic.Uint64 `metric:"oscore_unopened_total" help:"Responses dropped because their OSCORE layer could not be removed."`
 }

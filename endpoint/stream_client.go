@@ -111,6 +111,7 @@ type streamCall struct {
 	deadline exchange.Deadline
 	request  *wire.Message // owned, while the call waits for the connection
 	open     *openCall     // nil: it ends with its response
+	sealing  exchange.Sealing
 }
 
 const rememberedFailures = 1024
@@ -153,7 +154,7 @@ func (c *StreamClient) Wait() {
 // Exchange implements exchange.Handler.
 func (c *StreamClient) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	m := wire.Message{Code: r.Method, Options: r.Options, Payload: r.Payload}
-	k := &streamCall{client: c, sink: w, open: openCallOf(r, &m)}
+	k := &streamCall{client: c, sink: w, open: openCallOf(r, &m), sealing: r.Sealing}
 	k.deadline.Fire = k.expire
 	c.mu.Lock()
 	l, failure := c.linkTo(serverKey{r.Target.Scheme, r.Target.Host, r.Target.Addr})
@@ -403,6 +404,20 @@ func (l *link) response(s *Stream, m *wire.Message) bool {
 		c.mu.Unlock()
 		return false
 	}
+	if k.sealing != nil {
+		c.mu.Unlock()
+		inner, ok := opened(k.sealing, m)
+		if !ok {
+			c.config.Stats.Unopened.Add(1)
+			return true
+		}
+		m = inner
+		c.mu.Lock()
+		if l.calls[k.token] != k { // it has ended meanwhile
+			c.mu.Unlock()
+			return true
+		}
+	}
 	if k.open != nil {
 		l.openResponse(s, k, m)
 		return true
@@ -465,10 +480,15 @@ func (c *StreamClient) remove(k *streamCall) func() {
 
 // send sends the request of a call whose connection is open.
 func (k *streamCall) send(s *Stream, m *wire.Message) {
+	m, err := sealed(k.sealing, m)
+	if err != nil {
+		k.endWith(err)
+		return
+	}
 	var token [8]byte
 	binary.BigEndian.PutUint64(token[:], k.token)
 	m.Token = token[:]
-	err := s.put(m)
+	err = s.put(m)
 	if err == nil {
 		if k.open != nil && k.open.silent {
 			k.endWith(nil)

@@ -100,7 +100,7 @@ func (k *streamCall) stop(err error) {
 	default:
 		return
 	}
-	d := &streamCall{client: c, sink: discard{}, token: k.token}
+	d := &streamCall{client: c, sink: discard{}, token: k.token, sealing: k.sealing}
 	d.deadline.Fire = d.expire
 	c.mu.Lock()
 	if l.ended || l.calls[d.token] != nil {

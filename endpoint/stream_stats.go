@@ -30,4 +30,5 @@ type StreamStats struct {
 	ObservationsRefused  atomic.Uint64 `metric:"connection_observations_refused_total" help:"Observations not begun because there were too many; their clients got one response."`
 	ObservationsRenewed  atomic.Uint64 `metric:"connection_observations_renewed_total" help:"Registrations repeated because nothing new had come for longer than Max-Age, or the connection was lost."`
 	NotificationsDropped atomic.Uint64 `metric:"connection_notifications_dropped_total" help:"Notifications dropped because they came faster than they could be handed on."`
+	Unopened             atomic.Uint64 `metric:"connection_oscore_unopened_total" help:"Responses dropped because their OSCORE layer could not be removed."`
 }

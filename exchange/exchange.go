@@ -117,6 +117,9 @@ type Request struct {
 	// BodyLimit is the longest response body in bytes that the front can hand
 	// to its client in one piece (GC-54).
 	BodyLimit int
+	// Sealing protects the request on its way to the server, for a leg that sends
+	// messages (OH-3); nil: it is sent as it is.
+	Sealing Sealing
 }
 
 // Clone returns a copy that owns its bytes.

@@ -15,7 +15,7 @@ func BenchmarkExchange(b *testing.B) {
 			request, response := getRequest(), contentResponse()
 			b.ReportAllocs()
 			for b.Loop() {
-				requester, responder := exchange(b, client, server, request)
+				requester, responder := converse(b, client, server, request)
 				answer, err := responder.Protect(response, DefaultClasses)
 				require.NoError(b, err)
 				_, err = requester.Unprotect(answer, DefaultClasses)

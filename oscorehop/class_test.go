@@ -48,7 +48,7 @@ func TestProtectUnknownOption(t *testing.T) {
 	require.ErrorAs(t, err, &unknown)
 	require.Equal(t, message.OptionID(128), unknown.ID)
 
-	_, responder := exchange(t, client, server, request)
+	_, responder := converse(t, client, server, request)
 	response := contentResponse()
 	response.Options = append(response.Options, opt(128, "x"))
 	_, err = responder.Protect(response, KnownClasses)
@@ -137,7 +137,7 @@ func TestProtectUnsorted(t *testing.T) {
 	request := Message{Code: codes.GET, Options: message.Options{opt(wire.URIQuery, "b"), opt(wire.URIPath, "a")}}
 	_, _, err := client.ProtectRequest(request, DefaultClasses)
 	require.ErrorIs(t, err, wire.ErrUnsorted)
-	_, responder := exchange(t, client, server, getRequest())
+	_, responder := converse(t, client, server, getRequest())
 	_, err = responder.Protect(Message{Code: codes.Content, Options: request.Options}, DefaultClasses)
 	require.ErrorIs(t, err, wire.ErrUnsorted)
 }

@@ -62,7 +62,7 @@ func TestEchoAfterRestart(t *testing.T) {
 	require.Equal(t, value, challenged(t, client, server, getRequest()))
 	require.Equal(t, value, challenged(t, client, server, echoing([]byte("guessed!"))), "a guess proves nothing")
 
-	requester, responder := exchange(t, client, server, echoing(value))
+	requester, responder := converse(t, client, server, echoing(value))
 	answer, err := responder.Protect(contentResponse(), DefaultClasses)
 	require.NoError(t, err)
 	_, err = requester.Unprotect(answer, DefaultClasses)
@@ -73,7 +73,7 @@ func TestEchoAfterRestart(t *testing.T) {
 		_, _, err = unprotectRequest(server, m, DefaultClasses)
 		requireRefused(t, Replayed, err)
 	}
-	exchange(t, client, server, getRequest())
+	converse(t, client, server, getRequest())
 }
 
 // OH-74
@@ -120,7 +120,7 @@ func TestEchoExpires(t *testing.T) {
 		require.NotEqual(t, first, second)
 		time.Sleep(echoLifetime)
 		require.NotEqual(t, second, challenged(t, client, server, echoing(first)), "after two lifetimes")
-		exchange(t, client, server, echoing(second))
+		converse(t, client, server, echoing(second))
 
 		server.valid = false
 		time.Sleep(24 * time.Hour)

@@ -43,8 +43,8 @@ func TestNewPair(t *testing.T) {
 				require.Equal(t, p, read)
 				ends = append(ends, ephemeral(t, read, 0))
 			}
-			exchange(t, ends[0], ends[1], getRequest())
-			exchange(t, ends[1], ends[0], getRequest())
+			converse(t, ends[0], ends[1], getRequest())
+			converse(t, ends[1], ends[0], getRequest())
 		})
 	}
 	one, _, err := NewPair(PairOptions{})

@@ -39,16 +39,15 @@ func NewKeyring(k *Keeper) *Keyring {
 	return &Keyring{keeper: k, open: make(map[string]*loaded)}
 }
 
-// Change is what [Keyring.Load] did.
-type Change struct{ Opened, Replaced, Closed []string }
+// Change is what [Keyring.Load] did, by name.
+type Change struct{ Opened, Replaced []string }
 
 // Load makes the contexts of the given names, whose files are in the folder dir,
-// and no others, available; it is
-// called again when files or names have changed. A context whose file has not
-// changed stays as it is. One with a new file is replaced; exchanges that run on
-// the old one may go on until the next Load (OH-116). All files are read before
-// anything is changed. It blocks on the disk. After an error of the store some of
-// the changes may be missing; calling it again is safe.
+// available; it is called again when files or names have changed. A context whose
+// file has not changed stays as it is. One with a new file is replaced; exchanges
+// that run on the old one may go on until the next Load (OH-116). All files are
+// read before anything is changed. It blocks on the disk. After an error of the
+// store some contexts may be missing; calling it again is safe.
 func (k *Keyring) Load(dir string, clients, hops []string) (Change, error) {
 	k.loading.Lock()
 	defer k.loading.Unlock()
@@ -58,33 +57,20 @@ func (k *Keyring) Load(dir string, clients, hops []string) (Change, error) {
 	}
 	var done Change
 	errs := k.closeRetired()
-	for _, name := range k.names() {
-		old := k.open[name]
-		w, ok := wanted[name]
-		if ok && w.sum == old.sum && w.client == old.client {
-			continue
-		}
-		k.mu.Lock()
-		delete(k.open, name)
-		k.clients.Remove(old.context)
-		if ok && w.sum != old.sum {
-			k.retired = append(k.retired, old.context)
-		}
-		k.mu.Unlock()
+	for _, name := range sortedNames(wanted) {
+		w, old := wanted[name], k.open[name]
 		switch {
-		case !ok:
-			done.Closed = append(done.Closed, name)
-			errs = errors.Join(errs, old.context.Close())
-		case w.sum == old.sum: // the same keys cannot be open twice
-			errs = errors.Join(errs, old.context.Close())
+		case old == nil:
+			done.Opened = append(done.Opened, name)
+		case w.sum == old.sum && w.client == old.client:
+			continue
 		default:
 			done.Replaced = append(done.Replaced, name)
-		}
-	}
-	for _, name := range sortedNames(wanted) {
-		w := wanted[name]
-		if k.open[name] != nil {
-			continue
+			k.mu.Lock()
+			delete(k.open, name)
+			k.clients.Remove(old.context)
+			k.retired = append(k.retired, old.context)
+			k.mu.Unlock()
 		}
 		c, err := Open(w.params, k.keeper)
 		if errors.Is(err, ErrInUse) { // the same keys in a new file
@@ -96,23 +82,45 @@ func (k *Keyring) Load(dir string, clients, hops []string) (Change, error) {
 			continue
 		}
 		c.name = name
-		k.mu.Lock()
-		if w.client {
-			err = k.clients.Add(c)
-		}
-		if err == nil {
-			k.open[name] = &loaded{context: c, sum: w.sum, client: w.client}
-		}
-		k.mu.Unlock()
-		if err != nil {
+		if err := k.add(name, &loaded{context: c, sum: w.sum, client: w.client}); err != nil {
 			errs = errors.Join(errs, err, c.Close())
-			continue
-		}
-		if !slices.Contains(done.Replaced, name) {
-			done.Opened = append(done.Opened, name)
 		}
 	}
 	return done, errs
+}
+
+func (k *Keyring) add(name string, l *loaded) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.client {
+		if err := k.clients.Add(l.context); err != nil {
+			return err
+		}
+	}
+	k.open[name] = l
+	return nil
+}
+
+// Keep closes all contexts but those with the given names, and returns the names of
+// those that are gone. It blocks on the disk.
+func (k *Keyring) Keep(names ...string) ([]string, error) {
+	k.loading.Lock()
+	defer k.loading.Unlock()
+	var gone []string
+	var errs error
+	for _, name := range k.names() {
+		if slices.Contains(names, name) {
+			continue
+		}
+		gone = append(gone, name)
+		k.mu.Lock()
+		old := k.open[name]
+		delete(k.open, name)
+		k.clients.Remove(old.context)
+		k.mu.Unlock()
+		errs = errors.Join(errs, old.context.Close())
+	}
+	return gone, errs
 }
 
 // names are the names of the open contexts in order.

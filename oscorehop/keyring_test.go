@@ -84,7 +84,11 @@ func TestKeyring(t *testing.T) {
 	again := b.write("one", PairOptions{})
 	change, err = b.ring.Load(b.dir, []string{"one", "two"}, nil)
 	require.NoError(t, err)
-	require.Equal(t, Change{Opened: []string{"two"}, Replaced: []string{"one"}, Closed: []string{"hop"}}, change)
+	require.Equal(t, Change{Opened: []string{"two"}, Replaced: []string{"one"}}, change)
+	require.Len(t, b.ring.All(), 3)
+	gone, err := b.ring.Keep("one", "two", "three")
+	require.NoError(t, err)
+	require.Equal(t, []string{"hop"}, gone)
 	require.True(t, b.answers(again))
 	require.True(t, b.answers(two))
 	require.False(t, b.answers(one))
@@ -94,6 +98,10 @@ func TestKeyring(t *testing.T) {
 	_, err = b.ring.Load(b.dir, nil, nil)
 	require.NoError(t, err)
 	require.ErrorIs(t, kept.usable(), ErrClosed)
+	require.Len(t, b.ring.All(), 2)
+	_, err = b.ring.Keep()
+	require.NoError(t, err)
+	require.False(t, b.answers(again))
 	require.Empty(t, b.ring.All())
 }
 

@@ -55,8 +55,8 @@ func contentResponse() Message {
 	}
 }
 
-// exchange carries one request over and returns both ends of it.
-func exchange(t testing.TB, client, server *Context, m Message) (*Requester, *Responder) {
+// converse carries one request over and returns both ends of it.
+func converse(t testing.TB, client, server *Context, m Message) (*Requester, *Responder) {
 	t.Helper()
 	protected, requester, err := client.ProtectRequest(m, DefaultClasses)
 	require.NoError(t, err)

@@ -196,7 +196,7 @@ func TestConcurrentCopies(t *testing.T) {
 
 	for _, fresh := range []bool{false, true} {
 		client, server := pair(t, DefaultAlgorithm)
-		requester, responder := exchange(t, client, server, getRequest())
+		requester, responder := converse(t, client, server, getRequest())
 		if fresh {
 			responder.RequirePartialIV()
 		}
@@ -213,7 +213,7 @@ func TestConcurrentCopies(t *testing.T) {
 // OC-20, OH-41, OH-42, OH-111
 func TestConcurrentNonces(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
-	_, responder := exchange(t, client, server, getRequest())
+	_, responder := converse(t, client, server, getRequest())
 	var mu sync.Mutex
 	seen := make(map[string]int)
 	var group sync.WaitGroup
@@ -299,7 +299,7 @@ func TestObserve(t *testing.T) {
 // OC-23: nobody gets notifications who did not ask for them.
 func TestObserveUnasked(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
-	requester, responder := exchange(t, client, server, getRequest())
+	requester, responder := converse(t, client, server, getRequest())
 	m, err := responder.Protect(Message{Code: codes.Content, Options: message.Options{opt(wire.Observe, "")}}, DefaultClasses)
 	require.NoError(t, err)
 	_, err = requester.Unprotect(m, DefaultClasses)
@@ -312,13 +312,13 @@ func TestMulticastTimeoutRequiresPartialIV(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
 	request := getRequest()
 	request.Options = append(message.Options{opt(wire.MulticastTimeout, "\x3c")}, request.Options...)
-	_, responder := exchange(t, client, server, request)
+	_, responder := converse(t, client, server, request)
 	m, err := responder.Protect(contentResponse(), DefaultClasses)
 	require.NoError(t, err)
 	require.Equal(t, []byte{0}, partialIVOf(t, m))
 
 	// A deployment that moved the number says so itself.
-	_, responder = exchange(t, client, server, getRequest())
+	_, responder = converse(t, client, server, getRequest())
 	responder.RequirePartialIV()
 	m, err = responder.Protect(contentResponse(), DefaultClasses)
 	require.NoError(t, err)
@@ -328,7 +328,7 @@ func TestMulticastTimeoutRequiresPartialIV(t *testing.T) {
 // OC-22, OH-41, OH-43
 func TestManyResponses(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
-	requester, responder := exchange(t, client, server, getRequest())
+	requester, responder := converse(t, client, server, getRequest())
 	var sent []Message
 	for range 2000 {
 		m, err := responder.Protect(contentResponse(), DefaultClasses)
@@ -354,8 +354,8 @@ func TestManyResponses(t *testing.T) {
 // OC-17, OC-23, OH-45
 func TestResponseRefused(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
-	requester, responder := exchange(t, client, server, getRequest())
-	other, _ := exchange(t, client, server, getRequest())
+	requester, responder := converse(t, client, server, getRequest())
+	other, _ := converse(t, client, server, getRequest())
 	m, err := responder.Protect(contentResponse(), DefaultClasses)
 	require.NoError(t, err)
 	with := func(value []byte, payload []byte) Message {
@@ -415,7 +415,7 @@ func TestPlaintextError(t *testing.T) {
 		})
 	}
 	client, server := pair(t, DefaultAlgorithm)
-	requester, responder := exchange(t, client, server, getRequest())
+	requester, responder := converse(t, client, server, getRequest())
 	ciphertext, err := server.seal([]byte{0x01}, responder.nonce, responder.aad)
 	require.NoError(t, err)
 	_, err = requester.Unprotect(Message{Options: message.Options{{ID: wire.OSCORE}}, Payload: ciphertext}, DefaultClasses)
@@ -427,7 +427,7 @@ func TestProtectWrongCode(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
 	_, _, err := client.ProtectRequest(contentResponse(), DefaultClasses)
 	require.Error(t, err)
-	_, responder := exchange(t, client, server, getRequest())
+	_, responder := converse(t, client, server, getRequest())
 	_, err = responder.Protect(getRequest(), DefaultClasses)
 	require.Error(t, err)
 }
@@ -437,7 +437,7 @@ func TestExchangeState(t *testing.T) {
 	p := testParameters(DefaultAlgorithm)
 	p.IDContext = []byte("ctx")
 	client, server := ephemeral(t, p, 300), ephemeral(t, peerOf(p), 0)
-	requester, responder := exchange(t, client, server, getRequest())
+	requester, responder := converse(t, client, server, getRequest())
 	require.Same(t, client, requester.Context())
 	require.Same(t, server, responder.Context())
 	require.Equal(t, []byte{0x01, 0x2c}, responder.PartialIV())

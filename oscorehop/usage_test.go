@@ -42,7 +42,7 @@ func TestEncryptionLimit(t *testing.T) {
 // OC-52: the estimate of a client includes what it has heard.
 func TestEncryptionEstimateOfClient(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
-	requester, responder := exchange(t, client, server, getRequest())
+	requester, responder := converse(t, client, server, getRequest())
 	responder.RequirePartialIV()
 	server.counter.next = 99
 	m, err := responder.Protect(contentResponse(), DefaultClasses)
@@ -126,7 +126,7 @@ func TestLifetime(t *testing.T) {
 		p := testParameters(DefaultAlgorithm)
 		p.Created, p.Expires = time.Now(), time.Now().Add(10*time.Hour)
 		client, server := ephemeral(t, p, 0), ephemeral(t, peerOf(p), 0)
-		requester, responder := exchange(t, client, server, getRequest())
+		requester, responder := converse(t, client, server, getRequest())
 		late, _, err := client.ProtectRequest(getRequest(), DefaultClasses)
 		require.NoError(t, err)
 		answer, err := responder.Protect(contentResponse(), DefaultClasses)
@@ -139,7 +139,7 @@ func TestLifetime(t *testing.T) {
 		require.Equal(t, Soft, client.Usage().Level)
 		require.Equal(t, Lifetime, client.Usage().Limit)
 		time.Sleep(2*time.Hour - time.Nanosecond)
-		exchange(t, client, server, getRequest())
+		converse(t, client, server, getRequest())
 		time.Sleep(time.Nanosecond)
 		require.Equal(t, Refused, client.Usage().Level)
 
@@ -159,7 +159,7 @@ func TestClosedContext(t *testing.T) {
 	client, server := pair(t, DefaultAlgorithm)
 	protected, _, err := client.ProtectRequest(getRequest(), DefaultClasses)
 	require.NoError(t, err)
-	_, responder := exchange(t, client, server, getRequest())
+	_, responder := converse(t, client, server, getRequest())
 	require.NoError(t, client.Close())
 	require.NoError(t, server.Close())
 	_, _, err = client.ProtectRequest(getRequest(), DefaultClasses)

@@ -105,7 +105,6 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	if err = prepareGroups(c, groupLeg, log); err != nil {
 		return nil, err
 	}
-	// Last, because it takes contexts away that c does not have.
 	g.protected, err = p.protectionOf(c, targets, log.Named("oscore"))
 	return g, err
 }
@@ -117,6 +116,7 @@ func (p *runningProxy) serve(g *generation) {
 	p.config.Store(g.config)
 	p.exit.To(g.exit)
 	p.front.Serve(g.entry, g.policy, g.protected)
+	p.oscore.keep(g.config)
 	p.http.serve(g, p.listeners)
 	p.generation = g
 }

@@ -76,15 +76,25 @@ func (p *runningProxy) protectionOf(c *config.Config, targets *proxy.Targets, lo
 	return &proxy.Protection{Layers: p.oscore, MaxLayers: c.OSCORE.MaxLayers, Itself: targets.Itself}, nil
 }
 
-// load reads the context files.
+// load reads the context files. Contexts that the configuration does not have any
+// more stay until keep.
 func (h *oscoreHop) load(dir string, clients []string) error {
 	change, err := h.ring.Load(dir, clients, nil)
-	if err != nil {
-		return err
+	if err == nil && len(change.Opened)+len(change.Replaced) > 0 {
+		h.log.Info("OSCORE contexts", zap.Int("open", len(h.ring.All())), zap.Strings("new", change.Opened), zap.Strings("replaced", change.Replaced))
 	}
-	h.log.Info("OSCORE contexts", zap.Int("open", len(h.ring.All())), zap.Strings("new", change.Opened),
-		zap.Strings("replaced", change.Replaced), zap.Strings("gone", change.Closed))
-	return nil
+	return err
+}
+
+// keep closes the contexts that the configuration now in force does not have.
+func (h *oscoreHop) keep(c *config.Config) {
+	if h == nil {
+		return
+	}
+	gone, err := h.ring.Keep(c.ClientContexts()...)
+	if len(gone) > 0 || err != nil {
+		h.log.Info("OSCORE contexts are gone", zap.Strings("names", gone), zap.Error(err))
+	}
 }
 
 // close stores what was used and closes everything; no exchange is left then.

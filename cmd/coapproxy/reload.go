@@ -25,7 +25,7 @@ type reloaded struct {
 // size what lives as long as the process, or mean something to exchanges under
 // way.
 var atStart = [...]string{"proxy.option_numbers", "proxy.zone_in_reply_from", "cache", "limits.exchanges", "limits.max_token",
-	"limits.dedup_entries", "limits.dedup_non_idempotent", "limits.receive_buffer", "log.format", "log.output", "control",
+	"limits.dedup_entries", "limits.dedup_non_idempotent", "limits.receive_buffer", "log.format", "log.output", "control", "oscore.store", "oscore.options",
 	"http.http3", "http.client_ca", "http.limits.header", "http.limits.connections", "http.limits.peer_connections",
 	"http.limits.streams", "http.limits.header_timeout", "http.limits.idle_timeout", "http.limits.total_bytes",
 	"http.session_lifetime"}

@@ -1,0 +1,191 @@
+package oscorehop
+
+import (
+	"bytes"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Towards is the layer that protects requests for one next hop, a proxy or a server
+// (OH-3, OH-102). It is right before the leg, below what cuts bodies into blocks:
+// those are between the two ends of the layer (OH-75).
+type Towards struct {
+	Next exchange.Handler
+	Hop  *Hop
+	// Context returns the context to use now, nil when there is none.
+	Context func() *Context
+	// Used, if not nil, is called after the context has been used.
+	Used func(*Context)
+}
+
+var _ exchange.Handler = (*Towards)(nil)
+
+// Exchange implements exchange.Handler. A next hop that has lost its replay window
+// asks for an Echo; the request is sent once more with it, and the client sees
+// nothing of that (OH-113).
+func (t *Towards) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	c := t.Context()
+	if c == nil {
+		return exchange.Fail(w, exchange.Failf(exchange.Unreachable, "no security context for the next hop"))
+	}
+	again := r.Clone() // r is borrowed, and it may have to be sent once more
+	r.Sealing = &sealing{towards: t, context: c}
+	x := &towards{layer: t, sink: w, request: again, context: c}
+	x.hold(t.Next.Exchange(r, x), true)
+	return x
+}
+
+// towards is one request and what becomes of it.
+type towards struct {
+	layer   *Towards
+	sink    exchange.Sink
+	context *Context
+	request *exchange.Request // owned
+
+	mu       sync.Mutex
+	cancel   exchange.Canceler // of the attempt under way
+	canceled bool
+	// What the serialised calls of the sink alone touch.
+	value  []byte // the Echo that was asked for
+	asked  bool   // the request has been repeated, or cannot be
+	echoed bool   // the second attempt is under way
+}
+
+// hold keeps the canceler of an attempt, or uses it when that was asked for
+// already. The first attempt may have given way to the second before its canceler
+// is known.
+func (x *towards) hold(c exchange.Canceler, first bool) {
+	x.mu.Lock()
+	if !first || !x.echoed {
+		x.cancel = c
+	}
+	canceled := x.canceled
+	x.mu.Unlock()
+	if canceled {
+		c.Cancel()
+	}
+}
+
+// Cancel implements exchange.Canceler.
+func (x *towards) Cancel() {
+	x.mu.Lock()
+	c := x.cancel
+	x.canceled = true
+	x.mu.Unlock()
+	if c != nil {
+		c.Cancel()
+	}
+}
+
+// Respond implements exchange.Sink.
+func (x *towards) Respond(p *exchange.Response) exchange.Verdict {
+	if x.value != nil && !x.echoed {
+		return exchange.Stop // the attempt is over
+	}
+	value, challenge := wire.First(p.Options, wire.Echo)
+	if challenge && p.Code == codes.Unauthorized && !x.asked && !wire.Has(x.request.Options, wire.Echo) {
+		x.asked, x.value = true, bytes.Clone(value)
+		return exchange.Stop
+	}
+	x.asked = true // what has had a response is not repeated
+	return x.sink.Respond(p)
+}
+
+// End implements exchange.Sink.
+func (x *towards) End(err error) {
+	x.mu.Lock()
+	again := x.value != nil && !x.echoed && !x.canceled
+	x.echoed = x.echoed || again
+	x.mu.Unlock()
+	if !again {
+		x.sink.End(err)
+		return
+	}
+	r := x.request
+	r.Options = insert(r.Options, message.Option{ID: wire.Echo, Value: x.value})
+	r.Sealing = &sealing{towards: x.layer, context: x.context}
+	x.hold(x.layer.Next.Exchange(r, x), false)
+}
+
+// earlier is how many requests of one exchange, an observation that is renewed, are
+// kept for responses that are still on their way.
+const earlier = 2
+
+// sealing is the layer round the messages of one exchange.
+type sealing struct {
+	towards *Towards
+	context *Context
+
+	mu       sync.Mutex
+	requests []*Requester // the latest first
+}
+
+var _ exchange.Sealing = (*sealing)(nil)
+
+// Seal implements exchange.Sealing.
+func (s *sealing) Seal(code codes.Code, options message.Options, payload []byte) (codes.Code, message.Options, []byte, error) {
+	out, r, err := s.context.ProtectRequest(Message{Code: code, Options: options, Payload: payload}, s.towards.Hop.Outgoing(options))
+	s.used()
+	if err != nil {
+		return 0, nil, nil, sealFailure(err)
+	}
+	s.mu.Lock()
+	s.requests = append([]*Requester{r}, s.requests[:min(len(s.requests), earlier-1)]...)
+	s.mu.Unlock()
+	return out.Code, out.Options, out.Payload, nil
+}
+
+func (s *sealing) used() {
+	if s.towards.Used != nil {
+		s.towards.Used(s.context)
+	}
+}
+
+// sealFailure says what the client is told about a request that cannot be
+// protected.
+func sealFailure(err error) *exchange.Failure {
+	var unknown *UnknownOptionError
+	var large *TooLargeError
+	f := &exchange.Failure{Reason: exchange.Unreachable, Detail: "the request cannot be protected for the next hop", Err: err}
+	switch {
+	case errors.As(err, &unknown): // OH-57
+		f.Reason, f.Option = exchange.BadOption, unknown.ID
+	case errors.As(err, &large):
+		f.Reason, f.Limit = exchange.TooLarge, uint32(max(0, large.Max))
+	case errors.Is(err, ErrNotReserved):
+		f.Reason, f.RetryAfter = exchange.Overloaded, time.Second
+	}
+	return f
+}
+
+// Open implements exchange.Sealing. An error that comes without the layer, as hops
+// say that they could not remove it, is a failure of the hop; everything else that
+// lacks it is dropped (OH-45).
+func (s *sealing) Open(code codes.Code, options message.Options, payload []byte) (codes.Code, message.Options, []byte, bool) {
+	if !wire.Has(options, wire.OSCORE) {
+		switch code {
+		case codes.BadRequest, codes.Unauthorized, codes.BadOption, codes.ServiceUnavailable:
+			text := "the next hop did not accept the protection of the request"
+			return codes.BadGateway, message.Options{{ID: wire.MaxAge}}, []byte(text), true
+		}
+		return 0, nil, nil, false
+	}
+	s.mu.Lock()
+	requests := s.requests
+	s.mu.Unlock()
+	for _, r := range requests {
+		m, err := s.towards.Hop.UnprotectResponse(r, Message{Code: code, Options: options, Payload: payload})
+		if err == nil {
+			return m.Code, m.Options, m.Payload, true
+		}
+	}
+	s.used()
+	return 0, nil, nil, false
+}
