@@ -5,6 +5,8 @@ GOTOOL    = $(GO) tool -modfile=tools/go.mod
 FUZZTIME ?= 30s
 # Flags for `make bench`, for example BENCHFLAGS="-only non -rounds 3"; `-h` lists them.
 BENCHFLAGS ?=
+# Flags for `make soak`; `-h` lists them.
+SOAKFLAGS ?=
 # One package at a time: the black-box tests want the cores for themselves.
 TESTFLAGS ?= -p 1 -timeout 15m
 
@@ -58,6 +60,12 @@ bench: test-deps ## speed side by side with libcoap's proxy and a null relay (BE
 	@mkdir -p build
 	$(GO) build -o build/bench ./test/bench/run
 	exec build/bench $(BENCHFLAGS)
+
+.PHONY: soak
+soak: ## 20 minutes of mixed load that shows whether anything grows (SOAKFLAGS="-chaos -duration 5m")
+	@mkdir -p build
+	$(GO) build -o build/soak ./test/soak
+	exec build/soak $(SOAKFLAGS)
 
 .PHONY: package
 package: ## the Debian package, build/coapproxy_VERSION_ARCH.deb
