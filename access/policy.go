@@ -308,9 +308,12 @@ func (s *groupSink) End(err error) {
 
 // mayForward checks a unicast target: the client's list, and the kinds of
 // address that are out of bounds unless allowed (FP-11). A server heard in one
-// of the client's groups passes both, under the scheme of groups (GP-112).
+// of the client's groups, or announced for one, passes both; the former under the
+// scheme of groups (GP-112).
 func (p *Policy) mayForward(r *exchange.Request, c *client) bool {
-	if c.FollowUp && r.Target.Scheme == "coap" && p.heard.in(r.Target.Addr, r.Arrival, func(name string) bool { return c.AllGroups || slices.Contains(c.Groups, name) }) {
+	permitted := func(name string) bool { return c.AllGroups || slices.Contains(c.Groups, name) }
+	if c.FollowUp && (slices.ContainsFunc(r.Target.Announced, permitted) ||
+		r.Target.Scheme == "coap" && p.heard.in(r.Target.Addr, r.Arrival, permitted)) {
 		return true
 	}
 	addr := r.Target.Addr.Addr()

@@ -33,14 +33,16 @@ type Config struct {
 	// Names maps host names, in lower case, to addresses. A name listed here is
 	// not looked up in the DNS. One name has multicast or unicast addresses,
 	// never both (GC-3).
-	Names   map[string][]netip.Addr `yaml:"names"`
-	Proxy   Proxy                   `yaml:"proxy"`
-	Cache   Cache                   `yaml:"cache"`
-	HTTP    HTTP                    `yaml:"http"`
-	Control Control                 `yaml:"control"`
-	Limits  Limits                  `yaml:"limits"`
-	Log     Log                     `yaml:"log"`
-	OSCORE  OSCORE                  `yaml:"oscore"`
+	Names map[string][]netip.Addr `yaml:"names"`
+	// Routes are what the proxy stands in for (FP-1, GP-21).
+	Routes  []Route `yaml:"routes"`
+	Proxy   Proxy   `yaml:"proxy"`
+	Cache   Cache   `yaml:"cache"`
+	HTTP    HTTP    `yaml:"http"`
+	Control Control `yaml:"control"`
+	Limits  Limits  `yaml:"limits"`
+	Log     Log     `yaml:"log"`
+	OSCORE  OSCORE  `yaml:"oscore"`
 
 	source source
 }
@@ -222,8 +224,14 @@ type Proxy struct {
 	AllowPrivate bool `yaml:"allow_private"`
 	// RequireSecureClient lets only clients whose own hop is protected reach
 	// targets under a secure scheme (FP-87).
-	RequireSecureClient bool          `yaml:"require_secure_client"`
-	OptionNumbers       OptionNumbers `yaml:"option_numbers"`
+	RequireSecureClient bool `yaml:"require_secure_client"`
+	// ServersPath is the path in front of the segment that names a server of a
+	// group whose servers are announced by a path (GP-53).
+	ServersPath URIPath `yaml:"servers_path"`
+	// ServerAddresses are addresses and ports of this host for servers of groups
+	// that get one each (GP-54).
+	ServerAddresses []PortRange   `yaml:"server_addresses"`
+	OptionNumbers   OptionNumbers `yaml:"option_numbers"`
 }
 
 // OptionNumbers are the numbers of the group options, which IANA has not
@@ -282,6 +290,10 @@ type Limits struct {
 	RequestBurst int     `yaml:"request_burst"`
 	// ReuseList bounds the freed group Tokens that wait for reuse (GC-24).
 	ReuseList int `yaml:"reuse_list"`
+	// ReverseMappings bounds the servers remembered because they were announced as
+	// targets at the proxy, ReverseLifetime is how long after the last use (GP-102).
+	ReverseMappings int           `yaml:"reverse_mappings"`
+	ReverseLifetime time.Duration `yaml:"reverse_lifetime"`
 }
 
 // NStartTarget is a server with its own NSTART (FP-92).

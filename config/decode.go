@@ -77,6 +77,14 @@ func (d *decoder) value(n *yaml.Node, key string, out reflect.Value) {
 		text(d, n, key, "a URI", p, parseGroupURI)
 	case *Target:
 		text(d, n, key, "a target such as coap://192.0.2.7", p, parseTarget)
+	case *RouteTarget:
+		text(d, n, key, "a URI", p, parseRouteTarget)
+	case *URIPath:
+		text(d, n, key, "a path", p, parseURIPath)
+	case *Announced:
+		text(d, n, key, "an address", p, parseAnnounced)
+	case *PortRange:
+		text(d, n, key, "an address with ports such as 192.0.2.1:6000-6099", p, parsePortRange)
 	case *HostPort:
 		text(d, n, key, "a host and port such as 192.0.2.7:5683", p, parseHostPort)
 	case *GroupNames:
@@ -227,6 +235,8 @@ func (d *decoder) list(n *yaml.Node, key, want string, out reflect.Value) {
 			*p = DefaultClient()
 		case *Group:
 			*p = DefaultGroup()
+		case *Route:
+			*p = DefaultRoute()
 		case *NStartTarget:
 			p.NStart = 1 // FP-92
 		}
@@ -282,7 +292,7 @@ func textHint(n *yaml.Node) string {
 // isReserved reports whether a top-level key belongs to a later version.
 func isReserved(name string) bool {
 	switch name {
-	case "routes", "next_hop", "metrics":
+	case "next_hop", "metrics":
 		return true
 	default:
 		return false

@@ -25,6 +25,7 @@ func Default() *Config {
 			AllowLinkLocal:      false,             // FP-11
 			AllowPrivate:        true,              // FP-11
 			RequireSecureClient: true,              // FP-87
+			ServersPath:         URIPath{"servers"},
 			OptionNumbers: OptionNumbers{
 				MulticastTimeout:   2,   // GP-1
 				LegacyTimeout:      0,   // GP-127
@@ -50,13 +51,15 @@ func Default() *Config {
 			ResponseTimeoutCon:  93 * time.Second,
 			ResponseTimeout:     30 * time.Second,           // FP-32
 			UpstreamConnections: 1024, UpstreamPending: 256, // FP-35
-			ReceiveBuffer: 4 * MiB,
-			Grace:         5 * time.Second,
-			GroupRate:     0, // GP-113
-			GroupBurst:    10,
-			RequestRate:   0, // FP-37
-			RequestBurst:  100,
-			ReuseList:     65536, // GC-24
+			ReceiveBuffer:   4 * MiB,
+			Grace:           5 * time.Second,
+			GroupRate:       0, // GP-113
+			GroupBurst:      10,
+			RequestRate:     0, // FP-37
+			RequestBurst:    100,
+			ReuseList:       65536, // GC-24
+			ReverseMappings: 16384,
+			ReverseLifetime: 24 * time.Hour, // GP-102
 		},
 		OSCORE: OSCORE{Contexts: "oscore", Store: "oscore.db", MaxLayers: 2}, // OH-2
 		Log:    Log{Level: LogInfo, Format: LogConsole, Output: LogStderr},

@@ -44,6 +44,10 @@ func TestExampleShowsDefaults(t *testing.T) {
 	g.Interfaces = []string{"lo"}
 	g.MaxTimeout = want.Proxy.MaxTimeout // GP-29
 	want.Groups = []config.Group{g}
+	route := config.DefaultRoute()
+	route.Name, route.Host, route.Listen = "nodes", []string{"nodes.example"}, []config.Listener{}
+	route.To = config.RouteTarget{Scheme: "coap", HostPort: g.URI.HostPort}
+	want.Routes = []config.Route{route}
 	same(t, want, got)
 }
 

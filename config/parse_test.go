@@ -48,6 +48,7 @@ func TestDefaults(t *testing.T) {
 		ZoneInReplyFrom:     true,              // GP-57
 		ClientTypes:         "con",             // FP-31
 		AllowPrivate:        true,              // FP-11
+		ServersPath:         config.URIPath{"servers"},
 		OptionNumbers: config.OptionNumbers{
 			MulticastTimeout: 2, ReplyFrom: 248, GroupETag: 24, // GP-1
 			ResponseForwarding: 96, // GP-127

@@ -27,6 +27,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.names()
 	v.groups()
 	v.clients()
+	v.routes()
 	v.proxy()
 	v.limits()
 	v.cache()

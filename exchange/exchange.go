@@ -149,6 +149,10 @@ type Target struct {
 	// Also holds the further groups of a name that resolves to more than one
 	// multicast address (GC-2).
 	Also []GroupAddr
+	// Announced are the names of the groups in whose responses this server was
+	// announced as a target at the proxy, for a request that came to such a target
+	// (GP-56); never changed, so that it may be kept.
+	Announced []string
 }
 
 // String returns the scheme and authority of the target as a log shows them,
@@ -192,7 +196,8 @@ type Response struct {
 	// ReplyFrom is the value of Reply-From under which the client is to know the
 	// server, where it is not the address From: what a reverse-proxy announces
 	// (GP-53, GP-54), or what a next hop said that is no address (GP-101). Nil:
-	// made of From. Borrowed like everything here.
+	// made of From; empty but not nil: the client is told nothing. Borrowed like
+	// everything here.
 	ReplyFrom []byte
 	// GroupPort is the port of the group URI that led to this response, 0 for
 	// a unicast request (GP-121).

@@ -140,7 +140,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	case f.closed.Load():
 		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: 10 * time.Second}
 	}
-	if hop.timeout.Present && hop.proxy {
+	if hop.timeout.Present {
 		f.beginGroup(rx, m, r, &hop, serving.next, failure)
 		return
 	}

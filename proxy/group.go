@@ -303,6 +303,9 @@ func (s *relayScratch) relayOptions(x *groupRequest, p *exchange.Response) messa
 // is. The older generation knows addresses only: for a server behind a second
 // item, or one with a name, such a client gets none (GP-128).
 func (s *relayScratch) announce(value []byte, numbers *wire.Numbers, draft, legacy bool) message.Options {
+	if len(value) == 0 {
+		return s.options
+	}
 	if v, err := wire.ParseReplyFrom(value); legacy && err == nil && v.Ref == nil && v.Server.Addr.IsValid() {
 		if transport, ok := wire.SchemeTransport(v.Server.Scheme); ok {
 			s.values = wire.AppendResponseForwarding(s.values[:0], transport, netip.AddrPortFrom(v.Server.Addr, v.Server.Port))

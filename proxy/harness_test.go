@@ -40,6 +40,8 @@ type setup struct {
 	resolver Resolver
 	front    FrontConfig
 	window   Groups
+	reverse  *Reverse
+	mappings MappingsConfig
 	route    Route
 	client   endpoint.ClientConfig
 	// legs under other schemes than coap; nil: none
@@ -58,6 +60,7 @@ func defaults() *setup {
 		names:    map[string][]netip.Addr{"boiler.example": addrs("192.0.2.11")},
 		resolver: resolverFunc(func(context.Context, string) ([]netip.Addr, error) { return nil, &net.DNSError{IsNotFound: true} }),
 		front:    FrontConfig{ZoneInReplyFrom: true, MaxExchanges: 10000, MaxEnded: 1000},
+		mappings: MappingsConfig{Lifetime: 24 * time.Hour, Max: 100},
 		route:    Route{HopLimit: 16, Identifier: "gw", GroupBody: func(*exchange.Request) int { return 1024 }},
 		client: endpoint.ClientConfig{Params: endpoint.DefaultParams(), NStart: func(netip.AddrPort) int { return 100 }, Queue: 16,
 			TimeoutCON: 93 * time.Second, TimeoutNON: 30 * time.Second, Ports: 4, Servers: 1000},
@@ -84,6 +87,8 @@ type gateway struct {
 	log      *observer.ObservedLogs
 	hosts    map[netip.Addr]*memnet.Host
 	own      []netip.AddrPort
+	mappings *Mappings
+	host     *memnet.Host // the side for clients
 	outer    *memnet.Conn // the port for clients, IPv4
 
 	stop  context.CancelFunc
@@ -152,7 +157,15 @@ func newGateway(t testing.TB, s *setup) *gateway {
 	s.window.Next, s.window.Log = blockwise.NewDownstream(&s.route, 1<<20, 1<<24, &blockwise.DownstreamStats{}), log
 	policy := access.New(s.access, &s.window, g.heard)
 	s.window.MaxTimeout = policy.MaxTimeout
-	targets := &Targets{Next: policy, Local: Local{}, Numbers: &s.numbers, Names: names, OwnNames: s.ownNames, Zone: g.heard.Zone, Engine: g.engine, Log: log,
+	s.mappings.Stats, s.mappings.Log = &g.stats, log
+	if s.mappings.Open == nil {
+		s.mappings.Open = func(_ string, at netip.AddrPort) error { return g.serve(ctx, &wg, s, at, log) }
+	}
+	g.mappings = NewMappings(s.mappings)
+	if s.reverse != nil {
+		s.reverse.Mappings = g.mappings
+	}
+	targets := &Targets{Reverse: s.reverse, Next: policy, Local: Local{}, Numbers: &s.numbers, Names: names, OwnNames: s.ownNames, Zone: g.heard.Zone, Engine: g.engine, Log: log,
 		Serves: legs.Serves,
 		Own: func(scheme string, a netip.AddrPort) bool {
 			return scheme == "coap" && slices.Contains(g.own, netip.AddrPortFrom(a.Addr().WithZone(""), a.Port()))
@@ -164,21 +177,29 @@ func newGateway(t testing.TB, s *setup) *gateway {
 	}
 	g.front = NewFront(s.front)
 
-	outer := g.network.Host(addrs(proxy4, proxy6, "fe80::100%lo")...)
+	g.host = g.network.Host(addrs(proxy4, proxy6, "fe80::100%lo")...)
 	for _, local := range []string{"0.0.0.0:5683", "[::]:5683"} {
-		conn, err := outer.Listen(netip.MustParseAddrPort(local), memnet.Options{})
-		require.NoError(t, err)
-		if g.outer == nil {
-			g.outer = conn
-		}
-		e := endpoint.New(endpoint.Config{Conn: conn, Engine: g.engine, Requests: g.front, Params: endpoint.DefaultParams(),
-			Dedup: s.dedup, MaxToken: 8, Stats: &g.messages, Log: log})
-		wg.Go(func() { _ = e.Serve(ctx) })
+		require.NoError(t, g.serve(ctx, &wg, s, netip.MustParseAddrPort(local), log))
 	}
 
 	g.stop = stop
 	g.wait = func() { wg.Wait(); leg.Wait(); unicast.Wait(); names.Wait() }
 	return g
+}
+
+// serve opens a port for clients.
+func (g *gateway) serve(ctx context.Context, wg *sync.WaitGroup, s *setup, local netip.AddrPort, log *zap.Logger) error {
+	conn, err := g.host.Listen(local, memnet.Options{})
+	if err != nil {
+		return err
+	}
+	if g.outer == nil {
+		g.outer = conn
+	}
+	e := endpoint.New(endpoint.Config{Conn: conn, Engine: g.engine, Requests: g.front, Params: endpoint.DefaultParams(),
+		Dedup: s.dedup, MaxToken: 8, Stats: &g.messages, Log: log})
+	wg.Go(func() { _ = e.Serve(ctx) })
+	return nil
 }
 
 func (g *gateway) shut() {

@@ -20,5 +20,7 @@ type Stats struct {
 	DeliveryDropped atomic.Uint64                   `metric:"responses_undelivered_total" help:"Responses dropped because the client's queue was full."`
 	LayersSilenced  atomic.Uint64                   `metric:"oscore_silenced_total" help:"Protected requests that failed and got no answer, because their source had enough of them."`
 	LayersSkipped   atomic.Uint64                   `metric:"oscore_skipped_total" help:"Protected requests dropped unread, because too many forged ones came from their source."`
+	MappingsEvicted atomic.Uint64                   `metric:"reverse_mappings_evicted_total" help:"Announced servers forgotten because too many were remembered."`
+	PoolExhausted   atomic.Uint64                   `metric:"reverse_pool_exhausted_total" help:"Responses of servers for which no address of the pool was free."`
 	Failures        [exchange.Reasons]atomic.Uint64 `metric:"failures_total" help:"Requests the proxy answered with an error of its own." label:"reason"`
 }

@@ -22,8 +22,10 @@ import (
 type Targets struct {
 	// Next gets proxy requests, Local those for the proxy itself.
 	Next, Local exchange.Handler
-	Numbers     *wire.Numbers
-	Names       *Names
+	// Reverse is what the proxy stands in for; nil for nothing.
+	Reverse *Reverse
+	Numbers *wire.Numbers
+	Names   *Names
 	// Own reports whether a destination is the proxy itself (FP-8).
 	Own func(scheme string, at netip.AddrPort) bool
 	// Serves reports whether there is a leg for the scheme (FP-7).
@@ -49,7 +51,7 @@ type destination struct {
 // Exchange implements exchange.Handler.
 func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if !isProxyRequest(r.Options) {
-		return t.local(r, w)
+		return t.here(r, w)
 	}
 	if f := checkRequestOptions(r, t.Numbers); f != nil {
 		return exchange.Fail(w, f)
@@ -62,28 +64,89 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		return exchange.Fail(w, f)
 	}
 	r.Options = options
-	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host, Addr: netip.AddrPortFrom(d.addr, d.port)}
+	return t.reach(r, w, &d, false)
+}
+
+// here is a request without Proxy option: for what the proxy stands in for, or
+// for its own resources (FP-1).
+func (t *Targets) here(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if t.Reverse == nil {
+		return t.local(r, w)
+	}
+	var space [8][]byte
+	p, ok := place(r, space[:0])
+	if !ok {
+		return t.local(r, w)
+	}
+	return t.stoodInFor(r, w, &p)
+}
+
+// stoodInFor sends a request on by the reverse side, or to the proxy itself.
+func (t *Targets) stoodInFor(r *exchange.Request, w exchange.Sink, p *Place) exchange.Canceler {
+	h, ok := t.Reverse.find(p, r.Arrival)
+	switch {
+	case !ok && h.own: // GP-54: such an address is good for its server only
+		return exchange.Fail(w, exchange.Failf(exchange.NotFound, "no server is behind this address"))
+	case !ok:
+		return t.local(r, w)
+	}
+	if f := checkRequestOptions(r, t.Numbers); f != nil {
+		return exchange.Fail(w, f)
+	}
+	scratch := optionScratch.Get().(*message.Options)
+	defer putScratch(scratch)
+	options, f := h.forward(r, t.Numbers, (*scratch)[:0])
+	*scratch = options
+	if f != nil {
+		return exchange.Fail(w, f)
+	}
+	w = t.Reverse.announcer(r, &h, w)
+	r.Options = options
+	r.Target.Announced = h.to.groups
+	return t.reach(r, w, &h.to.destination, true)
+}
+
+// itself is a proxy request whose target turned out to be the proxy itself, by d
+// or by the address that its name stands for (FP-8).
+func (t *Targets) itself(r *exchange.Request, w exchange.Sink, d *destination, stoodIn bool) exchange.Canceler {
+	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host, Addr: netip.AddrPortFrom(d.addr, d.port), Announced: r.Target.Announced}
+	if t.Reverse == nil || stoodIn {
+		return t.local(r, w) // no further: the proxy does not stand in for itself
+	}
+	var space [8][]byte
+	p, ok := place(r, space[:0])
+	if !ok {
+		return t.local(r, w)
+	}
+	p.Host, p.Addr, p.Port = d.host, d.addr, d.port
+	return t.stoodInFor(r, w, &p)
+}
+
+// reach sends a request to its destination, which it resolves first. stoodIn says
+// that the proxy stands in for it.
+func (t *Targets) reach(r *exchange.Request, w exchange.Sink, d *destination, stoodIn bool) exchange.Canceler {
+	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host, Addr: netip.AddrPortFrom(d.addr, d.port), Announced: r.Target.Announced}
 	if l, ok := w.(exchange.Locator); ok {
 		l.Locate(&r.Target)
 	}
 	if !t.Serves(d.scheme) {
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "scheme %s is not served", d.scheme)) // FP-7, GP-22
 	}
-	if t.addressed(r, &d) {
-		return t.local(r, w) // FP-8
+	if t.addressed(r, d) {
+		return t.itself(r, w, d, stoodIn) // FP-8
 	}
 	switch {
 	case d.addr.IsMulticast():
-		return t.proceed(r, w, []netip.Addr{d.addr}, d.port)
+		return t.proceed(r, w, []netip.Addr{d.addr}, d.port, stoodIn)
 	case d.addr.IsValid():
-		return t.single(r, w, netip.AddrPortFrom(d.addr, d.port))
+		return t.single(r, w, netip.AddrPortFrom(d.addr, d.port), stoodIn)
 	}
 	if r.Client == nil { // nobody makes the proxy ask name servers for nothing
 		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified")) // GP-23, FP-85
 	}
 	port := d.port // so that only what needs a name costs an allocation
 	return t.Names.lookup(r, w, d.host, func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler {
-		return t.proceed(r, w, addrs, port)
+		return t.proceed(r, w, addrs, port, stoodIn)
 	})
 }
 
@@ -316,7 +379,7 @@ func (t *Targets) fromScheme(r *exchange.Request) (destination, *exchange.Failur
 }
 
 // proceed classifies the addresses of a target and passes the request on.
-func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Addr, port uint16) exchange.Canceler {
+func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Addr, port uint16, stoodIn bool) exchange.Canceler {
 	groups := 0
 	for _, a := range addrs {
 		if a.IsMulticast() {
@@ -327,7 +390,7 @@ func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Ad
 		return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "the name stands for groups and for single servers")) // GC-3
 	}
 	if groups == 0 {
-		return t.single(r, w, netip.AddrPortFrom(addrs[0], port))
+		return t.single(r, w, netip.AddrPortFrom(addrs[0], port), stoodIn)
 	}
 	if r.Target.Scheme != "coap" {
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "groups are reached under the scheme coap")) // GP-22
@@ -349,13 +412,17 @@ func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Ad
 // single passes on a request to one server. Only a link-local address has a
 // zone, and always: the one in the URI, or the interface on which the server
 // was heard (GP-57).
-func (t *Targets) single(r *exchange.Request, w exchange.Sink, to netip.AddrPort) exchange.Canceler {
+func (t *Targets) single(r *exchange.Request, w exchange.Sink, to netip.AddrPort, stoodIn bool) exchange.Canceler {
 	addr := to.Addr()
 	zone := canonicalZone(addr.Zone())
 	addr = addr.WithZone("")
 	r.Target.Addr = netip.AddrPortFrom(addr, to.Port())
+	self := destination{host: r.Target.Host, port: to.Port()}
+	if self.host == "" {
+		self.addr = addr
+	}
 	if t.Own(r.Target.Scheme, r.Target.Addr) {
-		return t.local(r, w) // FP-8
+		return t.itself(r, w, &self, stoodIn) // FP-8
 	}
 	if !addr.Is6() || !addr.IsLinkLocalUnicast() {
 		return t.Next.Exchange(r, w)
@@ -368,7 +435,7 @@ func (t *Targets) single(r *exchange.Request, w exchange.Sink, to netip.AddrPort
 	}
 	r.Target.Addr = netip.AddrPortFrom(addr.WithZone(zone), to.Port())
 	if t.Own(r.Target.Scheme, r.Target.Addr) {
-		return t.local(r, w)
+		return t.itself(r, w, &self, stoodIn)
 	}
 	return t.Next.Exchange(r, w)
 }

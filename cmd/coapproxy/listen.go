@@ -142,6 +142,7 @@ func (t *transition) apply() {
 	p := t.proxy
 	p.listeners = t.next
 	p.own.set(p.listeners)
+	p.bound.set(p.listeners)
 	for _, l := range t.added {
 		l.start(p.ctx)
 	}

@@ -12,6 +12,7 @@ type ownAddresses struct {
 	mu        sync.Mutex
 	exact     map[ownAddress]bool
 	wildcards map[ownAddress]bool // without address
+	pool      map[ownAddress]bool // see add
 	local     map[netip.Addr]bool // addresses of this host, for the wildcards
 	asked     time.Time
 }
@@ -40,10 +41,20 @@ func (o *ownAddresses) set(listeners []*listener) {
 	}
 }
 
+// add adds an address for good.
+func (o *ownAddresses) add(scheme string, a netip.AddrPort) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.pool == nil {
+		o.pool = make(map[ownAddress]bool)
+	}
+	o.pool[ownAddress{scheme, a}] = true
+}
+
 func (o *ownAddresses) is(scheme string, a netip.AddrPort) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.exact[ownAddress{scheme, a}] {
+	if o.exact[ownAddress{scheme, a}] || o.pool[ownAddress{scheme, a}] {
 		return true
 	}
 	if !o.wildcards[ownAddress{scheme, netip.AddrPortFrom(netip.Addr{}, a.Port())}] {

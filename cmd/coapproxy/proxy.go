@@ -45,12 +45,15 @@ type runningProxy struct {
 	holdBack *proxy.HoldBack
 	own      *ownAddresses
 
-	front   *proxy.Front
-	http    httpSide
-	streams *endpoint.StreamServer
-	stored  exchange.Handler
-	exit    exchange.Switch
-	save    func() // keeps the stored responses for the next start
+	front    *proxy.Front
+	http     httpSide
+	streams  *endpoint.StreamServer
+	mappings *proxy.Mappings
+	pool     pool
+	bound    boundListeners
+	stored   exchange.Handler
+	exit     exchange.Switch
+	save     func() // keeps the stored responses for the next start
 
 	oscore *oscoreHop // nil while no configuration has had a context
 
@@ -121,6 +124,7 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 		return err
 	}
 	p.stored = blockwise.NewDownstream(stored, maxBody, maxBodies, &p.stats.blocks)
+	p.mappings = p.mappingsOf(c, log)
 	g, err := p.generationOf(c, log)
 	if err != nil {
 		return err
@@ -159,7 +163,7 @@ func (p *runningProxy) stop(log *zap.Logger) int {
 // close ends everything and waits for it.
 func (p *runningProxy) close() {
 	p.cancel()
-	for _, l := range p.listeners {
+	for _, l := range slices.Concat(p.listeners, p.pool.close()) {
 		l.stop()
 	}
 	p.wg.Wait()

@@ -26,6 +26,7 @@ type reloaded struct {
 // way.
 var atStart = [...]string{"proxy.option_numbers", "proxy.zone_in_reply_from", "cache", "limits.exchanges", "limits.max_token",
 	"limits.dedup_entries", "limits.dedup_non_idempotent", "limits.receive_buffer", "log.format", "log.output", "control", "oscore.store", "oscore.options",
+	"proxy.server_addresses", "limits.reverse_mappings", "limits.reverse_lifetime",
 	"http.http3", "http.client_ca", "http.limits.header", "http.limits.connections", "http.limits.peer_connections",
 	"http.limits.streams", "http.limits.header_timeout", "http.limits.idle_timeout", "http.limits.total_bytes",
 	"http.session_lifetime"}
@@ -72,7 +73,7 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 	before := p.generation
 	p.serve(g)
 	t.apply()
-	for _, l := range p.listeners {
+	for _, l := range slices.Concat(p.listeners, p.pool.all()) {
 		if l.revoke != nil {
 			l.revoke(replaced(before.secrets, g.secrets))
 		}

@@ -1,0 +1,392 @@
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// ServersAs says how the clients of a reverse-proxy reach the single servers of a
+// group that answered.
+type ServersAs uint8
+
+// The cases of appendix A of the draft: A.1 at the proxy's one address, told apart
+// by Uri-Host and Uri-Port (ByHost, GP-53) or, without telling their addresses, by
+// a path (ByPath, GP-53); A.2 at an address and port for each (OwnAddress, GP-54);
+// A.3 directly (Direct, GP-55).
+const (
+	ByHost ServersAs = iota
+	ByPath
+	OwnAddress
+	Direct
+)
+
+// ReverseRoute says for what the proxy stands in.
+type ReverseRoute struct {
+	Name string
+	// Hosts are the names in lower case, and canonical addresses, one of which
+	// the request must be for; empty: any.
+	Hosts []string
+	// Path are the segments that its path must begin with; they are taken away.
+	Path []string
+	// Listener reports whether the request came by a listener of the route; nil:
+	// any will do.
+	Listener func(scheme string, local netip.AddrPort) bool
+	// Scheme, Host or Addr, Port and Base are the target; Base is put in front of
+	// the path that is left.
+	Scheme string
+	Host   string
+	Addr   netip.Addr
+	Port   uint16
+	Base   []string
+	// Group says that the target is a group, Groups under which names it is
+	// configured, Servers how its members are announced, and Timeout what stands in for a missing Multicast-Timeout of
+	// those who cannot send any, 0 for nothing.
+	Group   bool
+	Groups  []string
+	Servers ServersAs
+	Timeout time.Duration
+	// Announce is the proxy's address as its clients know it, and its port, where
+	// they are not those that requests are sent to.
+	Announce     netip.Addr
+	AnnouncePort uint16
+}
+
+// Reverse is the reverse side of the proxy: what requests without any Proxy
+// option are forwarded to. It is not changed once it is used.
+type Reverse struct {
+	// Routes are looked through in this order.
+	Routes   []ReverseRoute
+	Mappings *Mappings
+	// ServersPath are the segments in front of the one that names a server which
+	// is announced by a path.
+	ServersPath []string
+}
+
+// Place is where a request without Proxy option is for: what its URI would be at
+// the proxy.
+type Place struct {
+	Scheme string         // by which the client reaches the proxy
+	Local  netip.AddrPort // where it does
+	Host   string         // in lower case, of a name; else
+	Addr   netip.Addr     // the address; neither: none was given
+	Port   uint16         // 0: none was given
+	Path   [][]byte
+}
+
+// Lookup reports whether anything is behind a place, and by which route; nil for
+// a server that was announced. It is for fronts that must know beforehand whether
+// a group is meant: the request itself goes to Targets, with its Uri-* options and
+// without any Proxy option.
+func (v *Reverse) Lookup(p *Place, now time.Time) (*ReverseRoute, bool) {
+	h, ok := v.find(p, now)
+	return h.route, ok
+}
+
+func (v *Reverse) routeOf(p *Place) *ReverseRoute {
+	for i := range v.Routes {
+		if v.Routes[i].matches(p) {
+			return &v.Routes[i]
+		}
+	}
+	return nil
+}
+
+func (t *ReverseRoute) matches(p *Place) bool {
+	if t.Listener != nil && !t.Listener(p.Scheme, p.Local) {
+		return false
+	}
+	if len(t.Hosts) > 0 && !slices.Contains(t.Hosts, p.hostText()) {
+		return false
+	}
+	return hasPrefix(p.Path, t.Path)
+}
+
+// hostText is the host of the request, which is the address it was sent to when
+// it names none (RFC 7252 §6.5).
+func (p *Place) hostText() string {
+	switch {
+	case p.Host != "":
+		return p.Host
+	case p.Addr.IsValid():
+		return p.Addr.WithZone("").String()
+	default:
+		return p.Local.Addr().WithZone("").String()
+	}
+}
+
+func hasPrefix(path [][]byte, prefix []string) bool {
+	if len(path) < len(prefix) {
+		return false
+	}
+	for i, segment := range prefix {
+		if string(path[i]) != segment {
+			return false
+		}
+	}
+	return true
+}
+
+// found is where a request without Proxy option goes.
+type found struct {
+	to    behind
+	route *ReverseRoute // nil: to a server that was announced
+	taken int           // segments of the path that belong to the target
+	own   bool          // to an address of the pool
+	// base is what Location-Path of the server is relative to.
+	base [][]byte
+}
+
+// find looks a place up among the announced servers first: their targets are
+// narrower than any route.
+func (v *Reverse) find(p *Place, now time.Time) (found, bool) {
+	if v.Mappings != nil {
+		var rest [][]byte
+		if hasPrefix(p.Path, v.ServersPath) {
+			rest = p.Path[len(v.ServersPath):]
+		}
+		to, taken, own := v.Mappings.at(p.Local, hostKey{p.Addr.WithZone(""), p.Port}, rest, now)
+		if taken > 0 {
+			taken += len(v.ServersPath)
+		}
+		if to != nil {
+			return found{to: *to, taken: taken, own: own, base: p.Path[:taken]}, true
+		}
+		if own {
+			return found{own: true}, false
+		}
+	}
+	if t := v.routeOf(p); t != nil {
+		return found{to: behind{destination: destination{scheme: t.Scheme, host: t.Host, addr: t.Addr, port: t.Port}, path: t.Base},
+			route: t, taken: len(t.Path), base: p.Path[:len(t.Path)]}, true
+	}
+	return found{}, false
+}
+
+// place reads the Uri-* options of a request. It reports false when they name no
+// place; the request is for the proxy itself then, which says why.
+func place(r *exchange.Request, paths [][]byte) (Place, bool) {
+	p := Place{Scheme: r.Scheme, Local: r.Local, Path: paths}
+	for _, o := range r.Options {
+		switch o.ID {
+		case wire.URIHost:
+			var err error
+			if p.Host, p.Addr, err = wire.ParseHost(string(o.Value)); err != nil {
+				return p, false
+			}
+		case wire.URIPort:
+			port, ok := wire.Uint(o.Value)
+			if !ok || port == 0 || port > 65535 {
+				return p, false
+			}
+			p.Port = uint16(port)
+		case wire.URIPath:
+			p.Path = append(p.Path, o.Value)
+		case wire.URIPathAbbrev:
+			if value, ok := wire.Uint(o.Value); ok {
+				segments, _ := wire.ExpandPathAbbrev(value)
+				for _, s := range segments {
+					p.Path = append(p.Path, []byte(s))
+				}
+			}
+		}
+	}
+	return p, true
+}
+
+// forward appends the options of the onward request to options: without what the
+// target at the proxy was, and with what takes its place.
+func (h *found) forward(r *exchange.Request, numbers *wire.Numbers, options message.Options) (message.Options, *exchange.Failure) {
+	second := legacyTimeout(r.Client, numbers)
+	skip := h.taken
+	abbreviated, hasPath := 0, false
+	for _, o := range r.Options {
+		switch o.ID {
+		case wire.URIHost, wire.URIPort, numbers.MulticastTimeout:
+			continue
+		case wire.URIPath:
+			hasPath = true
+			if isDot(o.Value) {
+				return options, badOption(wire.URIPath, `a path segment is "." or ".."`) // FP-28
+			}
+			if skip > 0 {
+				skip--
+				continue
+			}
+		case wire.URIPathAbbrev:
+			abbreviated++
+		default:
+			if second != 0 && o.ID == second {
+				continue
+			}
+		}
+		options = append(options, o)
+	}
+	if abbreviated > 0 {
+		if hasPath {
+			return options, badOption(wire.URIPathAbbrev, "Uri-Path-Abbrev together with a path") // FP-9
+		}
+		if abbreviated == 1 {
+			options = expandPath(options)
+			for ; skip > 0; skip-- {
+				i := slices.IndexFunc(options, func(o message.Option) bool { return o.ID == wire.URIPath })
+				options = slices.Delete(options, i, i+1)
+			}
+		}
+	}
+	if h.to.uriHost != "" {
+		options = insertOption(options, wire.URIHost, []byte(h.to.uriHost))
+	}
+	if h.to.uriPort != 0 {
+		options = insertOption(options, wire.URIPort, wire.AppendUint(nil, uint32(h.to.uriPort)))
+	}
+	if len(h.to.path) > 0 {
+		at, _ := slices.BinarySearchFunc(options, wire.URIPath, func(o message.Option, id message.OptionID) int { return int(o.ID) - int(id) })
+		var in message.Options
+		options = slices.Insert(options, at, appendSegments(in, wire.URIPath, h.to.path)...)
+	}
+	return options, nil
+}
+
+// announcing is the sink of a request that came by the reverse side. It announces
+// the servers of groups as what clients can reach (GP-53 to GP-55).
+type announcing struct {
+	sink    exchange.Sink
+	reverse *Reverse
+	found   *found
+	// Of the request:
+	scheme string
+	local  netip.AddrPort
+	legacy bool
+
+	base, strip [][]byte // for Location-Path
+	response    exchange.Response
+	value       []byte
+}
+
+// announcer returns the sink for a request that goes where h says, w itself when
+// there is nothing to announce. It keeps nothing of the request's bytes.
+func (v *Reverse) announcer(r *exchange.Request, h *found, w exchange.Sink) exchange.Sink {
+	group := h.route != nil && h.route.Servers != Direct // GP-55: made of the address
+	if !group && h.taken == 0 && len(h.to.path) == 0 {
+		return w
+	}
+	a := &announcing{sink: w, reverse: v, found: h, scheme: r.Scheme, local: r.Local}
+	a.legacy = r.Client != nil && r.Client.Dialect == exchange.Legacy
+	for _, s := range h.base {
+		a.base = append(a.base, slices.Clone(s))
+	}
+	h.base = a.base
+	return a
+}
+
+// Locate implements exchange.Locator.
+func (a *announcing) Locate(t *exchange.Target) {
+	if l, ok := a.sink.(exchange.Locator); ok {
+		l.Locate(t)
+	}
+}
+
+// Respond implements exchange.Sink.
+func (a *announcing) Respond(p *exchange.Response) exchange.Verdict {
+	a.response = *p
+	if p.GroupPort != 0 && p.From.IsValid() && a.found.route != nil && a.found.route.Servers != Direct {
+		a.response.ReplyFrom = a.announce(p)
+	}
+	if p.Code == codes.Created && wire.Has(p.Options, wire.LocationPath) {
+		a.response.Options = a.relocated(p.Options)
+	}
+	verdict := a.sink.Respond(&a.response)
+	a.response = exchange.Response{}
+	return verdict
+}
+
+// End implements exchange.Sink.
+func (a *announcing) End(err error) { a.sink.End(err) }
+
+// relocated makes the location of a new resource one at the proxy.
+func (a *announcing) relocated(options message.Options) message.Options {
+	out := make(message.Options, 0, len(options)+len(a.base))
+	skip, placed := len(a.found.to.path), false
+	var segments [][]byte
+	for s := range wire.All(options, wire.LocationPath) {
+		segments = append(segments, s)
+	}
+	if !hasPrefix(segments, a.found.to.path) {
+		return options // it is outside of what the route shows
+	}
+	for _, o := range options {
+		if o.ID == wire.LocationPath {
+			if !placed {
+				placed = true
+				for _, s := range a.base {
+					out = append(out, message.Option{ID: wire.LocationPath, Value: s})
+				}
+			}
+			if skip > 0 {
+				skip--
+				continue
+			}
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// announce returns the value of Reply-From for the server of a response. It is
+// empty where nothing can be announced that would reach the server.
+func (a *announcing) announce(p *exchange.Response) []byte {
+	t, m := a.found.route, a.reverse.Mappings
+	key, to, ok := behindOf(p.From, p.ReplyFrom)
+	if !ok {
+		return []byte{}
+	}
+	now := time.Now()
+	self := wire.URI{Scheme: a.scheme, Addr: a.local.Addr().WithZone(""), Port: a.local.Port()}
+	if t.Announce.IsValid() {
+		self.Addr = t.Announce
+	}
+	way := t.Servers
+	if (way == OwnAddress || a.legacy && len(m.Pool) > 0) && !strings.HasPrefix(a.scheme, "http") { // GP-128: a legacy client knows no second item
+		if at, ok := m.address(key, to, t.Groups, a.scheme, a.local.Addr(), now); ok {
+			if !t.Announce.IsValid() {
+				self.Addr = at.Addr()
+			}
+			self.Port = at.Port()
+			return a.append(wire.ReplyFromValue{Server: self})
+		}
+		way = ByPath
+	}
+	if t.AnnouncePort != 0 {
+		self.Port = t.AnnouncePort
+	}
+	if self.Addr.IsUnspecified() {
+		return []byte{}
+	}
+	if way == ByHost && key.via == "" {
+		addr := p.From.Addr().WithZone("")
+		written := uint16(0)
+		if p.From.Port() != self.Port {
+			written = p.From.Port() // GP-9
+		}
+		m.host(key, to, t.Groups, addr, written, p.From.Port(), now)
+		return a.append(wire.ReplyFromValue{Server: self, Ref: &wire.ReplyFromRef{Addr: addr, Port: p.From.Port()}})
+	}
+	id := m.path(key, to, t.Groups, now)
+	return a.append(wire.ReplyFromValue{Server: self, Ref: &wire.ReplyFromRef{Path: append(slices.Clip(a.reverse.ServersPath), id)}})
+}
+
+func (a *announcing) append(v wire.ReplyFromValue) []byte {
+	a.value = v.Append(a.value[:0])
+	if len(a.value) == 0 {
+		return []byte{}
+	}
+	return a.value
+}
