@@ -12,7 +12,11 @@ const nstart = 4096
 
 // writeConfig writes a configuration for the benchmark: everybody on the loopback may do what the load does, and
 // no limit made for the real world stands in its way.
-func writeConfig(file string, listen, source netip.AddrPort, cache bool) error {
+func writeConfig(file string, sc *scenario, listen, source netip.AddrPort) error {
+	limit := nstart
+	if sc.nstart > 0 {
+		limit = sc.nstart
+	}
 	group := source
 	if !source.Addr().IsMulticast() {
 		group = netip.AddrPortFrom(netip.AddrFrom4([4]byte{224, 0, 1, 187}), source.Port())
@@ -49,6 +53,6 @@ limits:
   grace: 0s
 log:
   level: warn
-`, listen, group, nstart, source.Port(), cache)
+`, listen, group, limit, source.Port(), sc.cache)
 	return os.WriteFile(file, []byte(text), 0o600)
 }

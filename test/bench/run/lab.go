@@ -128,7 +128,7 @@ func (l *lab) command(sc *scenario, contender string, listen, source netip.AddrP
 		return []string{libcoapServer, "-A", listen.Addr().String(), "-p", strconv.Itoa(int(listen.Port())), "-P", ",px"}, nil
 	case subject:
 		file := filepath.Join(l.dir, "config.yaml")
-		return []string{l.binary, "serve", "--config", file}, writeConfig(file, listen, source, sc.cache)
+		return []string{l.binary, "serve", "--config", file}, writeConfig(file, sc, listen, source)
 	case nullBatched:
 		batch = "64"
 	}
@@ -161,7 +161,10 @@ func (l *lab) ask(ctx context.Context, sc *scenario, to, source netip.AddrPort, 
 
 // askGroup starts the members of a group and lets clients ask them through the proxy at to.
 func (l *lab) askGroup(ctx context.Context, sc *scenario, to, group netip.AddrPort) (sample, error) {
-	clients, window := underWay(sc.members)
+	clients, window := sc.crowd, 1
+	if clients == 0 {
+		clients, window = underWay(sc.members)
+	}
 	var r measure.Group
 	err := l.run(ctx, &r, "group", "-to", to.String(), "-group", group.String(), "-members", strconv.Itoa(sc.members),
 		"-clients", strconv.Itoa(clients), "-window", strconv.Itoa(window),

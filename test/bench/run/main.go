@@ -42,10 +42,10 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 3*time.Second, "how long each measurement takes")
 	flag.IntVar(&o.clients, "clients", 32, "clients of the unicast scenarios, each with one request under way")
 	flag.StringVar(&o.binary, "binary", "", "measure this coapproxy `file` instead of building ./cmd/coapproxy")
-	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, burst, cache, warm (default non,con,group)", func(s string) error {
+	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, crowd, burst, cache, warm (default non,con,group)", func(s string) error {
 		o.only = strings.Split(s, ",")
 		for _, name := range o.only {
-			if !slices.Contains([]string{"non", "con", "group", "burst", "cache", "warm"}, name) {
+			if !slices.Contains([]string{"non", "con", "group", "crowd", "burst", "cache", "warm"}, name) {
 				return fmt.Errorf("there is no scenario %q", name)
 			}
 		}
@@ -134,7 +134,7 @@ func bench(ctx context.Context, o *options, w io.Writer) error {
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		fmt.Fprintf(w, "Load averages at the end (of 1, 5 and 15 minutes): %s.\n", strings.Join(strings.Fields(string(load))[:3], ", "))
 	}
-	fmt.Fprintf(w, "The null relay is, in each round, the unbatched or the batched one, whichever costs less CPU. NSTART is %d.\n", nstart)
+	fmt.Fprintf(w, "The null relay is, in each round, the unbatched or the batched one, whichever costs less CPU. NSTART is %d where nothing else is said.\n", nstart)
 	for _, sc := range scenarios {
 		report(w, sc, results)
 	}

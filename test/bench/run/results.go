@@ -71,6 +71,21 @@ func across(f func(sample) float64, over, under measured) func(results) float64 
 	}
 }
 
+// growth is the median of how many bytes the peak RSS of one measurement is above that of another, divided by n.
+func growth(with, without measured, n int) func(results) float64 {
+	return func(r results) float64 {
+		var v []float64
+		for round := range r {
+			a, okA := r.in(round, with)
+			b, okB := r.in(round, without)
+			if okA && okB {
+				v = append(v, (a.rss-b.rss)*(1<<20)/float64(n))
+			}
+		}
+		return measure.Median(v)
+	}
+}
+
 // ratio is across for two contenders of one scenario.
 func ratio(scenario string, f func(sample) float64, over, under string) func(results) float64 {
 	return across(f, measured{scenario, over}, measured{scenario, under})

@@ -30,6 +30,8 @@ type scenario struct {
 	warm       int      // client endpoints that have asked before
 
 	members int // of the group; 0 for a unicast scenario
+	crowd   int // clients that ask the group all the time; 0: as many as groupFlow needs
+	nstart  int // of the group and the origin; 0: high enough not to matter
 	targets []target
 }
 
@@ -86,6 +88,14 @@ func scenarios(o *options) []*scenario {
 				{"requests at the origin, the first one included", worst("cache", func(s sample) float64 { return float64(s.origin) }), true, 1},
 			},
 		}},
+		"crowd": {{
+			name: "crowd", title: fmt.Sprintf("%d clients ask a group of 200 members answering within %v, NSTART 32", crowdClients, spread),
+			contenders: []string{nullUnbatched, nullBatched, subject}, members: 200, crowd: crowdClients, nstart: 32,
+			targets: []target{
+				{"added p99 in ms", value("crowd", func(s sample) float64 { return s.p99 }), true, 5},
+				{"lost responses", worst("crowd", lost), true, 0},
+			},
+		}},
 		"warm": {},
 	}
 	for _, n := range []int{3_000, 100_000} {
@@ -97,6 +107,11 @@ func scenarios(o *options) []*scenario {
 		sc.targets = []target{{
 			`CPU per exchange ÷ fresh ("non" must be measured too)`, across(cpu, measured{name, subject}, measured{"non", subject}), true, 1.15,
 		}}
+		if n > 10_000 {
+			sc.targets = append(sc.targets, target{
+				`bytes of peak RSS per client endpoint ("non" must be measured too)`, growth(measured{name, subject}, measured{"non", subject}, n), true, 1024,
+			})
+		}
 		all["warm"] = append(all["warm"], sc)
 	}
 	for _, n := range o.members {
@@ -119,5 +134,8 @@ func scenarios(o *options) []*scenario {
 	}
 	return chosen
 }
+
+// crowdClients is how many clients the scenario crowd has.
+const crowdClients = 20
 
 func groupName(members int) string { return "group-" + strconv.Itoa(members) }
