@@ -23,9 +23,11 @@ type Policy struct {
 	keys     map[string]*exchange.Identity // by PSK identity
 	http     map[string]*exchange.Identity // by the name of HTTP credentials
 	contexts map[string]*exchange.Identity // by name of an OSCORE context
-	groups   map[netip.AddrPort]*group
-	named    map[hostPort]*group
-	heard    *Heard
+	// certificates are the clients known by a name in their certificate.
+	certificates map[CertificateName]*exchange.Identity
+	groups       map[netip.AddrPort]*group
+	named        map[hostPort]*group
+	heard        *Heard
 }
 
 type hostPort struct {
@@ -56,7 +58,7 @@ type client struct {
 // New returns the policy in front of next. heard is where servers that
 // answered group requests are remembered.
 func New(config Config, next exchange.Handler, heard *Heard) *Policy {
-	p := &Policy{keys: make(map[string]*exchange.Identity), contexts: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
+	p := &Policy{keys: make(map[string]*exchange.Identity), certificates: make(map[CertificateName]*exchange.Identity), contexts: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
 	byName := make(map[string]*group)
 	for _, g := range config.Groups {
 		kept := &group{Group: g, rate: limiter(g.Rate, g.Burst)}
@@ -95,6 +97,9 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 		if c.PSK != "" {
 			p.keys[c.PSK] = &known
 		}
+		for _, name := range c.Certificate {
+			p.certificates[name] = &known
+		}
 		if c.HTTP != "" {
 			p.http[c.HTTP] = &known
 		}
@@ -127,9 +132,9 @@ func unzoned(a netip.AddrPort) netip.AddrPort {
 }
 
 // Identify returns the identity of a client (GP-23): by the OSCORE context of its
-// request or the pre-shared key it has proven to hold, or else by its network alone (GP-24), the longest matching
-// prefix counting; nil for any other. A key that belongs to no client proves
-// nothing.
+// request, or the pre-shared key or certificate it has proven to hold, or else by
+// its network alone (GP-24), the longest matching prefix counting; nil for any
+// other. A key or certificate that belongs to no client proves nothing.
 func (p *Policy) Identify(peer netip.AddrPort, proven *exchange.Security) *exchange.Identity {
 	if proven != nil && proven.OSCORE != "" {
 		if id := p.contexts[proven.OSCORE]; id != nil {
@@ -138,6 +143,11 @@ func (p *Policy) Identify(peer netip.AddrPort, proven *exchange.Security) *excha
 	}
 	if proven != nil && proven.PSK {
 		if id := p.keys[proven.PSKIdentity]; id != nil {
+			return id
+		}
+	}
+	if proven != nil && proven.Certificate != nil {
+		if id := p.byCertificate(proven.Certificate); id != nil {
 			return id
 		}
 	}

@@ -17,6 +17,9 @@ type Client struct {
 	// PSK identifies the client by the identity of its pre-shared key; empty: by
 	// none.
 	PSK string
+	// Certificate identifies the client by its certificate, which has one of these
+	// names; empty: by none.
+	Certificate []CertificateName
 	// HTTP identifies the client by its name among the tokens and passwords of
 	// HTTP clients; empty: by none.
 	HTTP string

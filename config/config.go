@@ -57,6 +57,9 @@ type Client struct {
 	Networks []netip.Prefix `yaml:"networks"`
 	// PSK is the identity of the client's pre-shared key (GP-23); unique.
 	PSK string `yaml:"psk"`
+	// Certificate has names of which the client's certificate has one (GP-23); no
+	// two clients have the same.
+	Certificate CertificateNames `yaml:"certificate"`
 	// HTTP is the client's name in the file of tokens and passwords (HC-100);
 	// unique.
 	HTTP string `yaml:"http"`

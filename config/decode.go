@@ -87,6 +87,18 @@ func (d *decoder) value(n *yaml.Node, key string, out reflect.Value) {
 		text(d, n, key, "an address with ports such as 192.0.2.1:6000-6099", p, parsePortRange)
 	case *HostPort:
 		text(d, n, key, "a host and port such as 192.0.2.7:5683", p, parseHostPort)
+	case *CertificateName:
+		text(d, n, key, "a name in a certificate such as uri:urn:dev:mac:0024befffe804ff1", p, parseCertificateName)
+	case *CertificateNames:
+		if n.Kind == yaml.ScalarNode {
+			if n.ShortTag() == "!!str" && n.Value == "" {
+				return
+			}
+			*p = make(CertificateNames, 1)
+			d.value(n, key, reflect.ValueOf(p).Elem().Index(0))
+			return
+		}
+		d.list(n, key, "a name in a certificate, or a list of such names", out)
 	case *GroupNames:
 		if n.Kind == yaml.ScalarNode && n.Value == "*" {
 			*p = GroupNames{"*"}

@@ -163,6 +163,7 @@ func (v *validator) groupInterfaces(key string, g *Group) {
 func (v *validator) clients() {
 	names := map[string]string{}
 	taken, keys, httpNames, contexts := map[netip.Prefix]string{}, map[string]string{}, map[string]string{}, map[string]string{}
+	certificates := map[CertificateName]string{}
 	groups := newGroupIndex(v)
 	for i := range v.c.Clients {
 		c := &v.c.Clients[i]
@@ -181,6 +182,7 @@ func (v *validator) clients() {
 			v.add(key+".http", "there is no file of tokens and passwords", "write credentials: {http: FILE}")
 		}
 		v.clientOSCORE(key+".oscore", c.OSCORE, contexts)
+		v.clientCertificate(key+".certificate", c, certificates)
 		oneOf(v, key+".dialect", c.Dialect, DialectDraft07, DialectLegacy, DialectBoth) // GP-127
 		v.timeout(key+".max_timeout", c.MaxTimeout)
 		v.presetTimeout(key+".preset_timeout", c)
@@ -201,7 +203,7 @@ func (v *validator) clients() {
 // other one (GP-24).
 func (v *validator) clientNetworks(key string, c *Client, taken map[netip.Prefix]string) {
 	networks := c.Networks
-	if len(networks) == 0 && c.PSK == "" && c.HTTP == "" && len(c.OSCORE) == 0 {
+	if len(networks) == 0 && c.PSK == "" && len(c.Certificate) == 0 && c.HTTP == "" && len(c.OSCORE) == 0 {
 		v.add(key, "missing", "write the addresses of the client, e.g. [192.0.2.0/24]")
 	}
 	v.networks(key, networks)

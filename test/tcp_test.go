@@ -3,9 +3,7 @@ package test
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -88,52 +86,16 @@ func newSocketPort(t *testing.T) string {
 	return fmt.Sprint(u.LocalAddr().(*net.UDPAddr).Port)
 }
 
-// sendFrame writes a message in the framing of RFC 8323 §3.2. Token, options and
-// payload are as over UDP.
-func sendFrame(t *testing.T, w io.Writer, m *coap.Message) {
+// sendFrame writes a message.
+func sendFrame(t *testing.T, conn net.Conn, m *coap.Message) {
 	t.Helper()
-	udp := m.Bytes()
-	rest := udp[4+len(m.Token):]
-	tkl := byte(len(m.Token))
-	var frame []byte
-	switch n := len(rest); {
-	case n < 13:
-		frame = []byte{byte(n)<<4 | tkl}
-	case n < 269:
-		frame = []byte{13<<4 | tkl, byte(n - 13)}
-	default:
-		frame = binary.BigEndian.AppendUint16([]byte{14<<4 | tkl}, uint16(n-269))
-	}
-	frame = append(append(append(frame, byte(m.Code)), m.Token...), rest...)
-	_, err := w.Write(frame)
-	require.NoError(t, err)
+	require.NoError(t, tcpConn{conn}.put(m))
 }
 
-// readFrame reads one message.
-func readFrame(t *testing.T, r io.Reader) *coap.Message {
+// readFrame reads one.
+func readFrame(t *testing.T, conn net.Conn) *coap.Message {
 	t.Helper()
-	read := func(n int) []byte {
-		buf := make([]byte, n)
-		_, err := io.ReadFull(r, buf)
-		require.NoError(t, err)
-		return buf
-	}
-	first := read(1)[0]
-	n := int(first >> 4)
-	switch n {
-	case 13:
-		n = 13 + int(read(1)[0])
-	case 14:
-		n = 269 + int(binary.BigEndian.Uint16(read(2)))
-	case 15:
-		require.Fail(t, "a frame of more than 64 KiB")
-	}
-	code := read(1)[0]
-	tokenAndRest := read(int(first&0x0f) + n)
-	if code>>5 == 7 { // a signalling message, whose options are others
-		return &coap.Message{Code: coap.Code(code)}
-	}
-	m, err := coap.Parse(append([]byte{0x50 | first&0x0f, code, 0, 0}, tokenAndRest...))
+	m, err := tcpConn{conn}.take()
 	require.NoError(t, err)
 	return m
 }

@@ -35,13 +35,17 @@ func runInit(_ context.Context, io stdio, args []string) int {
 
 // runCheck is the subcommand check.
 func runCheck(_ context.Context, io stdio, args []string) int {
-	flags := newFlags(io, "check", "FILE", "Reads a configuration and prints every problem on a line of its own: file, line, key, what is wrong\nand what to write instead. Exit code 1 when there is one.")
+	flags := newFlags(io, "check", "FILE", "Reads a configuration and prints every problem on a line of its own: file, line, key, what is wrong\nand what to write instead. Reads the files with keys and certificates, too. Exit code 1 when there is one.")
 	if code, done := parse(flags, args, 1, 1); done {
 		return code
 	}
 	c, err := config.Load(flags.Arg(0))
 	if err != nil {
 		fmt.Fprintln(io.err, err)
+		return exitFailed
+	}
+	if _, err := c.Credentials.Load(); err != nil {
+		fmt.Fprintf(io.err, "%s: %v\n", flags.Arg(0), err)
 		return exitFailed
 	}
 	if err := oscorehop.CheckKeyring(c.OSCORE.Contexts, c.ClientContexts(), nil); err != nil {

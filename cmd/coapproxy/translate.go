@@ -113,7 +113,7 @@ func clientOf(c *config.Client) access.Client {
 	out := access.Client{
 		Identity: exchange.Identity{Name: c.Name, PresetTimeout: c.PresetTimeout,
 			Delivery: exchange.Delivery{Outstanding: c.ConOutstanding, Queue: c.ConQueue}},
-		Networks: c.Networks, PSK: c.PSK, HTTP: c.HTTP, OSCORE: c.OSCORE, AllGroups: c.Groups.All(), Groups: c.Groups, MaxTimeout: c.MaxTimeout,
+		Networks: c.Networks, PSK: c.PSK, Certificate: certificateNames(c.Certificate), HTTP: c.HTTP, OSCORE: c.OSCORE, AllGroups: c.Groups.All(), Groups: c.Groups, MaxTimeout: c.MaxTimeout,
 		AllowNoResponseZero: c.AllowNoResponseZero, FollowUp: c.FollowUp, MaxExchanges: c.MaxExchanges,
 	}
 	switch c.Dialect {
@@ -185,4 +185,12 @@ func dedupOf(c *config.Config) endpoint.DedupLimits {
 func numbersOf(n config.OptionNumbers) *wire.Numbers {
 	return &wire.Numbers{MulticastTimeout: optionID(n.MulticastTimeout), LegacyTimeout: optionID(n.LegacyTimeout),
 		ReplyFrom: optionID(n.ReplyFrom), GroupETag: optionID(n.GroupETag), ResponseForwarding: optionID(n.ResponseForwarding)}
+}
+
+func certificateNames(names config.CertificateNames) []access.CertificateName {
+	var out []access.CertificateName
+	for _, n := range names {
+		out = append(out, access.CertificateName(n))
+	}
+	return out
 }
