@@ -40,6 +40,7 @@ type Config struct {
 	Cache   Cache   `yaml:"cache"`
 	HTTP    HTTP    `yaml:"http"`
 	Control Control `yaml:"control"`
+	Metrics Metrics `yaml:"metrics"`
 	Limits  Limits  `yaml:"limits"`
 	Log     Log     `yaml:"log"`
 	OSCORE  OSCORE  `yaml:"oscore"`

@@ -304,7 +304,7 @@ func textHint(n *yaml.Node) string {
 // isReserved reports whether a top-level key belongs to a later version.
 func isReserved(name string) bool {
 	switch name {
-	case "next_hop", "metrics":
+	case "next_hop":
 		return true
 	default:
 		return false

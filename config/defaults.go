@@ -39,6 +39,7 @@ func Default() *Config {
 			MaxAge: 24 * time.Hour,
 		},
 		Control: Control{Socket: ControlAuto},
+		Metrics: Metrics{Listen: MetricsAuto},
 		HTTP:    defaultHTTP(),
 		Limits: Limits{
 			MaxToken:            8, // FP-83

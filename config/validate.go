@@ -31,6 +31,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.proxy()
 	v.limits()
 	v.cache()
+	v.metrics()
 	v.control()
 	v.http()
 	v.oscore()

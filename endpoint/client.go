@@ -109,6 +109,19 @@ func NewClient(ctx context.Context, config ClientConfig) (*Client, error) {
 	return c, nil
 }
 
+// Queued is the number of requests that wait for their turn.
+func (c *Client) Queued() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, k := range c.calls {
+		if k.waiting {
+			n++
+		}
+	}
+	return n
+}
+
 // Wait waits until the goroutines of the ports have ended, after the context
 // has, and ends what is left of the exchanges. New ones fail from then on.
 func (c *Client) Wait() {
@@ -156,6 +169,7 @@ type call struct {
 	over        atomic.Bool // it is out of the table
 	port        *Endpoint   // nil before its turn
 	id          uint16
+	begun       time.Time // when it had its turn
 	open        *openCall // nil: it ends with its response
 	sealing     exchange.Sealing
 }
@@ -238,7 +252,8 @@ func (c *Client) begin(k *call) error {
 	if k.port != nil {
 		return c.beginAgain(k)
 	}
-	port, id, ok := s.lane.take(time.Now(), c.config.Ports)
+	k.begun = time.Now()
+	port, id, ok := s.lane.take(k.begun, c.config.Ports)
 	if !ok {
 		c.config.Stats.PortsExhausted.Add(1)
 		return &exchange.Failure{Reason: exchange.Overloaded, Detail: "no Message ID is free towards this server", RetryAfter: time.Second}
@@ -397,6 +412,7 @@ func (c *Client) HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool {
 	next, err := c.remove(k)
 	c.mu.Unlock()
 	c.config.Engine.Unschedule(&k.deadline)
+	c.config.Stats.Latency.Observe(e.Now().Sub(k.begun))
 	e.Settle(peer.Addr, k.id) // a response implies the ACK (RFC 7252 §5.2.2)
 	if next != nil {
 		c.send(next, next.request, err)

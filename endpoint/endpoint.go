@@ -69,8 +69,10 @@ type Endpoint struct {
 	// are any, repeated NON responses are dropped as with DedupResponses.
 	keptTokens atomic.Int32
 
-	// rx is lent to the RequestHandler; the reading goroutine's alone.
-	rx Reception
+	// rx is lent to the RequestHandler, now is when the batch that is handled was
+	// read; the reading goroutine's alone.
+	rx  Reception
+	now time.Time
 
 	seed maphash.Seed
 	ids  [idSequences]idSequence
@@ -95,6 +97,10 @@ func New(c Config) *Endpoint {
 	}
 	return e
 }
+
+// Now is when the datagrams that are being handled were read. Only a
+// ResponseHandler may ask, on the reading goroutine.
+func (e *Endpoint) Now() time.Time { return e.now }
 
 // LocalAddr is the address the endpoint is bound to.
 func (e *Endpoint) LocalAddr() netip.AddrPort { return e.Conn.LocalAddr() }
@@ -125,6 +131,7 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 		}
 		backoff = time.Millisecond
 		now := time.Now()
+		e.now = now
 		e.Stats.Received.Add(uint64(n))
 		for i := range n {
 			e.receive(&batch[i], m, now)

@@ -1,6 +1,10 @@
 package endpoint
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"coapproxy/exchange"
+)
 
 // Stats counts what happens on the message layer. One Stats may serve several
 // endpoints.
@@ -27,4 +31,6 @@ type Stats struct {
 	NotificationsOld     atomic.Uint64 `metric:"notifications_old_total" help:"Notifications dropped because newer ones had overtaken them."`
 	NotificationsDropped atomic.Uint64 `metric:"notifications_dropped_total" help:"Notifications dropped because they came faster than they could be handed on."`
 	Unopened             atomic.Uint64 `metric:"oscore_unopened_total" help:"Responses dropped because their OSCORE layer could not be removed."`
+
+	Latency exchange.Histogram `metric:"upstream_latency_seconds" help:"Time from a request to a single server over UDP or DTLS to its response."`
 }

@@ -5,8 +5,11 @@ package metrics
 import (
 	"fmt"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
+
+	"coapproxy/exchange"
 )
 
 // Sample is the value of one counter at one moment.
@@ -15,8 +18,9 @@ type Sample struct {
 	Name string
 	// Help is one sentence for the operator.
 	Help string
-	// Label and LabelValue tell the elements of an array of counters apart;
-	// both are empty for a single one.
+	// Label and LabelValue tell the elements of an array of counters apart; both
+	// are empty for a single one. Those of an array of arrays are two names, and
+	// two values, with a comma between.
 	Label, LabelValue string
 	// Value of the counter; a gauge may be negative.
 	Value int64
@@ -24,8 +28,9 @@ type Sample struct {
 
 // Registry knows all counters. Safe for concurrent use.
 type Registry struct {
-	mu      sync.Mutex
-	sources []source
+	mu         sync.Mutex
+	sources    []source
+	histograms []histogram
 }
 
 type source struct {
@@ -33,11 +38,23 @@ type source struct {
 	load   func() int64
 }
 
+type histogram struct {
+	name, help string
+	of         *exchange.Histogram
+}
+
+// Labelled is a struct of counters that names the elements of its arrays: by
+// index, one list per dimension.
+type Labelled interface {
+	LabelValues(metric string) [][]string
+}
+
 // Register adds the counters of stats, a pointer to a struct whose fields of
-// type atomic.Uint64 or atomic.Int64, or arrays of atomic.Uint64, carry the
-// tags `metric` (the name), `help`, and for arrays `label`. names gives the
-// label values of arrays by index. It panics on any other struct: that is a
-// mistake in the program, not in its input.
+// type atomic.Uint64, atomic.Int64 or exchange.Histogram, or arrays of
+// atomic.Uint64, or arrays of such arrays, carry the tags `metric` (the name),
+// `help`, and for arrays `label`. names gives the label values of arrays by index
+// where stats is not Labelled. It panics on any other struct: that is a mistake
+// in the program, not in its input.
 func (r *Registry) Register(room string, stats any, names func(i int) string) {
 	v := reflect.ValueOf(stats).Elem()
 	r.mu.Lock()
@@ -50,25 +67,52 @@ func (r *Registry) Register(room string, stats any, names func(i int) string) {
 			r.sources = append(r.sources, source{s, func() int64 { return int64(field.Load()) }})
 		case *atomic.Int64:
 			r.sources = append(r.sources, source{s, field.Load})
+		case *exchange.Histogram:
+			r.histograms = append(r.histograms, histogram{s.Name, s.Help, field})
 		default:
 			if v.Field(i).Kind() != reflect.Array {
 				panic(fmt.Sprintf("metrics: %T is no counter", field))
 			}
-			for j := range v.Field(i).Len() {
-				s.Label, s.LabelValue = tag.Get("label"), names(j)
-				element := v.Field(i).Index(j).Addr().Interface().(*atomic.Uint64)
-				r.sources = append(r.sources, source{s, func() int64 { return int64(element.Load()) }})
+			s.Label = tag.Get("label")
+			name := func(_, j int) string { return names(j) }
+			if l, ok := stats.(Labelled); ok {
+				if values := l.LabelValues(tag.Get("metric")); values != nil {
+					name = func(dimension, j int) string { return values[dimension][j] }
+				}
 			}
+			r.array(s, v.Field(i), name, nil)
 		}
 	}
+}
+
+// array adds the elements of an array of counters, or of arrays of them.
+func (r *Registry) array(s Sample, v reflect.Value, name func(dimension, j int) string, prefix []string) {
+	for j := range v.Len() {
+		values := append(prefix[:len(prefix):len(prefix)], name(len(prefix), j))
+		if e := v.Index(j); e.Kind() == reflect.Array {
+			r.array(s, e, name, values)
+			continue
+		}
+		s.LabelValue = strings.Join(values, ",")
+		r.sources = append(r.sources, source{s, func() int64 { return int64(v.Index(j).Addr().Interface().(*atomic.Uint64).Load()) }})
+	}
+}
+
+// Func adds a counter or gauge that is computed when it is asked for, under no
+// lock of the proxy's own.
+func (r *Registry) Func(name, help string, value func() int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sources = append(r.sources, source{Sample{Name: name, Help: help}, value})
 }
 
 // Samples returns all counters in the order of their registration.
 func (r *Registry) Samples() []Sample {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := make([]Sample, len(r.sources))
-	for i, s := range r.sources {
+	sources := r.sources
+	r.mu.Unlock()
+	out := make([]Sample, len(sources))
+	for i, s := range sources {
 		out[i] = s.sample
 		out[i].Value = s.load()
 	}

@@ -90,6 +90,17 @@ func (l *Leg) Wait() {
 	l.wg.Wait()
 }
 
+// Queued is the number of requests that wait for their turn.
+func (l *Leg) Queued() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, g := range l.groups {
+		n += len(g.queue)
+	}
+	return n
+}
+
 // Prepare opens the sockets for a group address now, so that what is wrong with
 // an interface shows at the start and not at the first request.
 func (l *Leg) Prepare(name string, addr netip.Addr) error {
@@ -246,7 +257,8 @@ func (l *Leg) begin(t *transaction, r *exchange.Request) {
 	}
 	if err == nil {
 		t.sent = true
-		expected := l.now().Add(t.group.Leisure + roundTrip)
+		t.begun = l.now()
+		expected := t.begun.Add(t.group.Leisure + roundTrip)
 		t.slot.Fire = t.slotExpired
 		l.config.Engine.Schedule(&t.slot, expected)
 		safe := r.Method == codes.GET || r.Method == wire.FETCH
@@ -421,12 +433,14 @@ func (l *Leg) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.M
 		return false
 	}
 	t.group.heard = true
+	begun := t.begun
 	next := l.freeSlot(t)
 	l.mu.Unlock()
 	if next != nil {
 		l.begin(next, next.request)
 	}
 	l.config.Stats.Responses.Add(1)
+	l.config.Stats.Latency.Observe(e.Now().Sub(begun))
 	p := exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: peer.Addr, GroupPort: t.groupPort}
 	if !t.serial.Do(func() { t.respond(&p) }, func() func() { q := p.Clone(); return func() { t.respond(q) } }) {
 		l.config.Stats.Excess.Add(1)

@@ -25,6 +25,7 @@ type transaction struct {
 	key       string            // for sharing while waiting
 	request   *exchange.Request // kept while it waits, and for the repeat
 	sent      bool              // by at least one way
+	begun     time.Time         // when it was sent
 	done      bool              // nobody waits for responses any more
 
 	// Appended to under the leg's lock until the transaction leaves the queue;

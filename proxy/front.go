@@ -238,7 +238,7 @@ type request struct {
 	id         uint64
 	noResponse uint32
 	problem    bool
-	answered   bool
+	outcome    outcome
 	target     exchange.Target // for the log
 	client     *exchange.Identity
 }
@@ -248,8 +248,8 @@ func (x *request) Locate(t *exchange.Target) { x.target = *t }
 
 // Respond implements exchange.Sink.
 func (x *request) Respond(p *exchange.Response) exchange.Verdict {
-	if !x.answered {
-		x.answered = true
+	if x.outcome == silent {
+		x.outcome = outcomeOf(p.Code)
 		x.send(p)
 	}
 	return exchange.Stop
@@ -258,12 +258,13 @@ func (x *request) Respond(p *exchange.Response) exchange.Verdict {
 // End implements exchange.Sink.
 func (x *request) End(err error) {
 	switch {
-	case x.answered:
+	case x.outcome != silent:
 	case err != nil:
 		x.send(x.front.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 	default:
 		x.in.Finish()
 	}
+	x.front.Stats.Exchanges[unicastExchange][x.outcome.ended(err)].Add(1)
 	x.front.done()
 }
 
@@ -325,6 +326,19 @@ func asProblemDetails(p *exchange.Response, failure *exchange.Failure) {
 		return
 	}
 	p.Payload = appendProblemTitle(nil, failure.Detail)
+}
+
+// Active is the number of exchanges under way.
+func (f *Front) Active() int { return int(f.active.Load()) }
+
+// Draining reports whether new requests are refused.
+func (f *Front) Draining() bool { return f.closed.Load() }
+
+// Waiting is the number of responses that wait for their client's ACKs.
+func (f *Front) Waiting() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.waiting
 }
 
 // done counts an exchange that has ended.

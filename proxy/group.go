@@ -173,6 +173,7 @@ func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
 // End implements exchange.Sink.
 func (x *groupRequest) End(err error) {
 	f := x.front
+	now := time.Now()
 	refused := err != nil && !errors.Is(err, exchange.ErrCanceled) && x.relayed == 0
 	f.mu.Lock()
 	x.ended = true
@@ -180,9 +181,9 @@ func (x *groupRequest) End(err error) {
 		delete(f.running, x.key)
 	}
 	if !refused {
-		f.ended.add(x.key, time.Now())
+		f.ended.add(x.key, now)
 	}
-	if err != nil || !time.Now().Before(x.until) {
+	if err != nil || !now.Before(x.until) {
 		f.withdraw(x.key)
 	}
 	f.mu.Unlock()
@@ -200,6 +201,17 @@ func (x *groupRequest) End(err error) {
 	if x.counted {
 		f.Stats.Running.Add(-1)
 	}
+	if over := now.Sub(x.until); err == nil && over >= 0 && x.counted && !x.silent {
+		f.Stats.Overshoot.Observe(over)
+	}
+	so := silent
+	switch {
+	case refused:
+		so = refusal
+	case x.relayed > 0:
+		so = answered
+	}
+	f.Stats.Exchanges[groupExchange][so.ended(err)].Add(1)
 	f.done()
 }
 

@@ -22,5 +22,7 @@ type Stats struct {
 	LayersSkipped   atomic.Uint64                   `metric:"oscore_skipped_total" help:"Protected requests dropped unread, because too many forged ones came from their source."`
 	MappingsEvicted atomic.Uint64                   `metric:"reverse_mappings_evicted_total" help:"Announced servers forgotten because too many were remembered."`
 	PoolExhausted   atomic.Uint64                   `metric:"reverse_pool_exhausted_total" help:"Responses of servers for which no address of the pool was free."`
+	Overshoot       exchange.Histogram              `metric:"timeout_overshoot_seconds" help:"How long after its timeout a group exchange ended."`
+	Exchanges       [kinds][outcomes]atomic.Uint64  `metric:"exchanges_total" help:"Exchanges that have ended, by kind and outcome." label:"kind,outcome"`
 	Failures        [exchange.Reasons]atomic.Uint64 `metric:"failures_total" help:"Requests the proxy answered with an error of its own." label:"reason"`
 }

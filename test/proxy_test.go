@@ -38,6 +38,7 @@ type settings struct {
 	top     string // further top-level keys
 	cache   string // keys; default: no cache
 	control string // keys; default: no control socket
+	metrics string // keys; default: nowhere
 	log     string // default: debug
 }
 
@@ -76,6 +77,7 @@ func (s settings) yaml(group netip.AddrPort) string {
 		b.WriteString("cache:\n" + indent("  ", s.cache))
 	}
 	b.WriteString("control:\n" + indent("  ", or(s.control, "socket: off")))
+	b.WriteString("metrics:\n" + indent("  ", or(s.metrics, `listen: "off"`)))
 	b.WriteString("proxy:\n  allow_loopback: true\n" + indent("  ", s.proxy))
 	limits := s.limits
 	if !strings.Contains(limits, "grace:") {

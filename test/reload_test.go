@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -308,7 +307,7 @@ func TestReloadsLeakNothing(t *testing.T) {
 // resident is the memory of the process in bytes.
 func (p *proxy) resident() int {
 	p.t.Helper()
-	statm, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "statm"))
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid))
 	require.NoError(p.t, err)
 	pages, err := strconv.Atoi(strings.Fields(string(statm))[1])
 	require.NoError(p.t, err)

@@ -181,7 +181,7 @@ func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log
 	if err != nil {
 		return nil, err
 	}
-	c.Control.Socket = config.ControlOff // that one belongs to a proxy that serves
+	c.Control.Socket, c.Metrics.Listen = config.ControlOff, config.MetricsOff // those belong to a proxy that serves
 	return startProxy(ctx, c, log)
 }
 

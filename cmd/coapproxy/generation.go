@@ -80,7 +80,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	if g.names, err = proxy.NewNames(ctx, c.Names, net.DefaultResolver, p.engine); err != nil {
 		return nil, err
 	}
-	g.members, g.learned = membersOf(c, p.generation)
+	g.members, g.learned = membersOf(c, p.serving.Load())
 
 	// The way of a request, from its end to its beginning; p.stored is between the
 	// two halves.
@@ -118,7 +118,21 @@ func (p *runningProxy) serve(g *generation) {
 	p.front.Serve(g.entry, g.policy, g.protected)
 	p.oscore.keep(g.config)
 	p.http.serve(g, p.listeners)
-	p.generation = g
+	p.serving.Store(g)
+}
+
+// queued is the number of requests that wait for their turn: with groups, and
+// with single servers.
+func (g *generation) queued() (groups, servers int) {
+	for _, l := range g.legs {
+		switch l := l.(type) {
+		case *multicast.Leg:
+			groups += l.Queued()
+		case interface{ Queued() int }:
+			servers += l.Queued()
+		}
+	}
+	return groups, servers
 }
 
 // close ends g and waits for it; exchanges that it still has end with an error.

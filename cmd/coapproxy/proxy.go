@@ -58,12 +58,12 @@ type runningProxy struct {
 	oscore *oscoreHop // nil while no configuration has had a context
 
 	// What a reload replaces, under the lock; see reload.
-	mu         sync.Mutex
-	stopping   bool           // nothing is reloaded any more
-	started    *config.Config // what the start was made with
-	listeners  []*listener    // in the order of the configuration
-	generation *generation
-	old        oldGenerations
+	mu        sync.Mutex
+	stopping  bool           // nothing is reloaded any more
+	started   *config.Config // what the start was made with
+	listeners []*listener    // in the order of the configuration
+	serving   atomic.Pointer[generation]
+	old       oldGenerations
 	// What the generation that serves knows, for those who outlive it.
 	members atomic.Pointer[membership.Groups]
 	config  atomic.Pointer[config.Config]
@@ -82,6 +82,7 @@ type stats struct {
 	bodies   blockwise.Stats
 	blocks   blockwise.DownstreamStats
 	control  control.Stats
+	reloads  reloads
 }
 
 func (s *stats) register(r *metrics.Registry) {
@@ -94,6 +95,7 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("blockwise", &s.bodies, nil)
 	r.Register("blockwise", &s.blocks, nil)
 	r.Register("control", &s.control, nil)
+	r.Register("config", &s.reloads, nil)
 	reasons := func(i int) string { return exchange.Reason(i).String() }
 	r.Register("proxy", &s.fronts, reasons)
 	r.Register("http", &s.http, reasons)
@@ -140,6 +142,11 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 	}
 	t.apply()
 	p.started = c
+	p.stats.reloads.Last.Store(time.Now().Unix())
+	p.registerGauges()
+	if err := p.serveMetrics(c.Metrics, log.Named("metrics")); err != nil {
+		return err
+	}
 	return p.serveControl(c.Control, log.Named("control"))
 }
 
@@ -167,8 +174,8 @@ func (p *runningProxy) close() {
 		l.stop()
 	}
 	p.wg.Wait()
-	if p.generation != nil {
-		p.generation.close()
+	if g := p.serving.Load(); g != nil {
+		g.close()
 	}
 	p.oscore.close()
 }

@@ -24,12 +24,35 @@ type reloaded struct {
 // atStart are the keys, or what they begin with, that only a start looks at: they
 // size what lives as long as the process, or mean something to exchanges under
 // way.
-var atStart = [...]string{"proxy.option_numbers", "proxy.zone_in_reply_from", "cache", "limits.exchanges", "limits.max_token",
-	"limits.dedup_entries", "limits.dedup_non_idempotent", "limits.receive_buffer", "log.format", "log.output", "control", "oscore.store", "oscore.options",
-	"proxy.server_addresses", "limits.reverse_mappings", "limits.reverse_lifetime",
-	"http.http3", "http.client_ca", "http.limits.header", "http.limits.connections", "http.limits.peer_connections",
-	"http.limits.streams", "http.limits.header_timeout", "http.limits.idle_timeout", "http.limits.total_bytes",
-	"http.session_lifetime"}
+var atStart = [...]string{
+	"proxy.option_numbers",
+	"proxy.zone_in_reply_from",
+	"cache",
+	"limits.exchanges",
+	"limits.max_token",
+	"limits.dedup_entries",
+	"limits.dedup_non_idempotent",
+	"limits.receive_buffer",
+	"log.format",
+	"log.output",
+	"control",
+	"metrics",
+	"oscore.store",
+	"oscore.options",
+	"proxy.server_addresses",
+	"limits.reverse_mappings",
+	"limits.reverse_lifetime",
+	"http.http3",
+	"http.client_ca",
+	"http.limits.header",
+	"http.limits.connections",
+	"http.limits.peer_connections",
+	"http.limits.streams",
+	"http.limits.header_timeout",
+	"http.limits.idle_timeout",
+	"http.limits.total_bytes",
+	"http.session_lifetime",
+}
 
 // needsStart reports whether a change waits for the next start.
 func needsStart(c config.Change) bool {
@@ -70,7 +93,7 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 			r.Restart = append(r.Restart, change.String())
 		}
 	}
-	before := p.generation
+	before := p.serving.Load()
 	p.serve(g)
 	t.apply()
 	for _, l := range slices.Concat(p.listeners, p.pool.all()) {
@@ -134,6 +157,17 @@ func (s *oldGenerations) remove(o *oldGeneration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all = slices.DeleteFunc(s.all, func(other *oldGeneration) bool { return other == o })
+}
+
+// list returns those that are left.
+func (s *oldGenerations) list() []*generation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*generation
+	for _, o := range s.all {
+		out = append(out, o.generation)
+	}
+	return out
 }
 
 // idle reports whether the generation has nothing to do.

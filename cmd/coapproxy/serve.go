@@ -100,6 +100,7 @@ func (s *service) reload() (reloaded, error) {
 	if err == nil {
 		r, err = s.proxy.reload(c, s.log)
 	}
+	s.proxy.stats.reloads.note(err)
 	var problems config.Problems
 	switch {
 	case errors.As(err, &problems):

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"coapproxy/config"
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+	"coapproxy/metrics"
+)
+
+// reloads counts new configurations.
+type reloads struct {
+	Outcomes [2]atomic.Uint64 `metric:"reloads_total" help:"Configurations read again, by what became of them." label:"outcome"`
+	Last     atomic.Int64     `metric:"last_success_timestamp_seconds" help:"When the configuration in use was read, in Unix time."`
+}
+
+// LabelValues implements metrics.Labelled.
+func (*reloads) LabelValues(string) [][]string { return [][]string{{"accepted", "refused"}} }
+
+func (r *reloads) note(err error) {
+	if err != nil {
+		r.Outcomes[1].Add(1)
+		return
+	}
+	r.Outcomes[0].Add(1)
+	r.Last.Store(time.Now().Unix())
+}
+
+// registerGauges adds what is computed when somebody asks.
+func (p *runningProxy) registerGauges() {
+	var drops endpoint.ReceiveDrops
+	p.metrics.Func("coap_receive_buffer_drops_total", "Datagrams the kernel dropped because a receive buffer was full.", func() int64 { return int64(drops.Read()) })
+	p.metrics.Func("coap_deadlines", "Deadlines scheduled: retransmissions, timeouts, what grows old.", func() int64 { return int64(p.engine.Scheduled()) })
+	p.metrics.Func("proxy_exchanges", "Exchanges of CoAP clients under way.", func() int64 { return int64(p.front.Active()) })
+	p.metrics.Func("proxy_responses_waiting", "Group responses that wait for their client's acknowledgements.", func() int64 { return int64(p.front.Waiting()) })
+	p.metrics.Func("config_generations", "Configurations in use: the one that serves, and those before it that have exchanges running.", func() int64 {
+		return int64(len(p.generations()))
+	})
+	sum := func(of func(*generation) int) func() int64 {
+		return func() (n int64) {
+			for _, g := range p.generations() {
+				n += int64(of(g))
+			}
+			return n
+		}
+	}
+	p.metrics.Func("coap_upstream_queued", "Requests that wait for their turn with a single server.", sum(func(g *generation) int { _, n := g.queued(); return n }))
+	p.metrics.Func("group_queued", "Requests that wait for their turn with a group.", sum(func(g *generation) int { n, _ := g.queued(); return n }))
+	p.metrics.Func("proxy_lookups", "Names being resolved.", sum(func(g *generation) int { return g.names.Pending() }))
+}
+
+// generations are the one that serves and the old ones.
+func (p *runningProxy) generations() []*generation {
+	out := p.old.list()
+	if g := p.serving.Load(); g != nil {
+		out = append(out, g)
+	}
+	return out
+}
+
+// serveMetrics tells over HTTP how the proxy is, as long as it lives. A listener
+// that the configuration does not ask for may be missing.
+func (p *runningProxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
+	addr, required := c.Addr()
+	if !addr.IsValid() {
+		return nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(p.ctx, "tcp", addr.String())
+	switch {
+	case err != nil && required:
+		return err
+	case err != nil:
+		log.Info("no metrics; write metrics.listen to have them elsewhere", zap.Error(err))
+		return nil
+	}
+	if !addr.Addr().IsLoopback() {
+		log.Warn("whoever can reach this address can read the metrics", zap.Stringer("address", l.Addr()), zap.Bool("pprof", c.PProf))
+	}
+	log.Info("metrics", zap.String("uri", "http://"+l.Addr().String()+"/metrics"))
+	s := &metrics.Server{Registry: p.metrics, Version: version(), Healthy: p.healthy, Ready: p.ready, Profiles: c.PProf, Log: log}
+	p.wg.Go(func() {
+		if err := s.Serve(p.ctx, l); err != nil {
+			log.Error("metrics are not served any more", zap.Error(err))
+		}
+	})
+	return nil
+}
+
+// healthy reports whether the proxy works: its deadlines fire, on which every
+// exchange depends.
+func (p *runningProxy) healthy(ctx context.Context) error {
+	fired := make(chan struct{})
+	d := &exchange.Deadline{Fire: func(time.Time) { close(fired) }}
+	p.engine.Schedule(d, time.Now())
+	select {
+	case <-fired:
+		return nil
+	case <-ctx.Done():
+		p.engine.Unschedule(d)
+		return errors.New("deadlines do not fire")
+	}
+}
+
+// ready reports whether the proxy takes requests.
+func (p *runningProxy) ready(context.Context) error {
+	if p.front.Draining() {
+		return errors.New("stopping")
+	}
+	return nil
+}
