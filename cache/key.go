@@ -67,7 +67,11 @@ const (
 	bodyItem   = 4
 )
 
-const securedMark = "s"
+// Marks in front of the name of the client whose entry it is.
+const (
+	securedMark       = "s"
+	authenticatedMark = "S"
+)
 
 // read fills a from r and says whether the cache must leave r alone. The key is
 // complete up to the server part in every case that names a URI.
@@ -159,10 +163,11 @@ func appendServer(key []byte, scheme string, addr netip.AddrPort, host string, c
 	key = appendAddr(key, addr)
 	key = append(append(key, host...), 0)
 	if wire.SecureScheme(scheme) && client != nil { // FP-48
-		key = append(append(key, securedMark...), client.Name...)
+		mark := securedMark
 		if client.Authenticated {
-			key = append(key, 0)
+			mark = authenticatedMark
 		}
+		key = append(append(key, mark...), client.Name...)
 	}
 	return key
 }
