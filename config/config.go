@@ -13,7 +13,6 @@ package config
 
 import (
 	"net/netip"
-	"path/filepath"
 	"time"
 )
 
@@ -157,6 +156,8 @@ type Group struct {
 	Members []HostPort `yaml:"members"`
 	// Learned takes those who answer for the members.
 	Learned Learned `yaml:"learned"`
+	// RD says where the members are registered.
+	RD Directory `yaml:"rd"`
 	// ProtectedRequests allows requests whose method is hidden by end-to-end
 	// Group OSCORE (GC-92).
 	ProtectedRequests bool `yaml:"protected_requests"`
@@ -185,12 +186,6 @@ type Cache struct {
 	// Persist names the file that keeps fresh entries across a restart; none if
 	// empty. A relative path is relative to the folder of the configuration file.
 	Persist string `yaml:"persist"`
-}
-
-func (c *Cache) locate(folder string) {
-	if c.Persist != "" && !filepath.IsAbs(c.Persist) {
-		c.Persist = filepath.Join(folder, c.Persist)
-	}
 }
 
 // Proxy holds what applies to every client and group.

@@ -73,6 +73,8 @@ func (d *decoder) value(n *yaml.Node, key string, out reflect.Value) {
 		text(d, n, key, "a network such as 192.0.2.0/24", p, parseNetwork)
 	case *Listener:
 		text(d, n, key, "a URI", p, parseListener)
+	case *DirectoryURI:
+		text(d, n, key, "a URI", p, parseDirectory)
 	case *GroupURI:
 		text(d, n, key, "a URI", p, parseGroupURI)
 	case *Target:

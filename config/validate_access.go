@@ -47,11 +47,10 @@ func (v *validator) groups() {
 		v.networks(key+".allowed_sources", g.AllowedSources)                        // GC-25
 		between(v, key+".learned.within", g.Learned.Within, 0, 1000)
 		v.members(key+".members", g)
+		v.directory(key+".rd", g)
 	}
 }
 
-// groupURI checks that the group at key is one that can be sent to, and that no
-// group so far, in taken, has the same address and port (GC-2).
 // members checks the list of a group's servers (GP-75).
 func (v *validator) members(key string, g *Group) {
 	if len(g.Members) > 0 && g.Learned.Within > 0 {
@@ -69,6 +68,8 @@ func (v *validator) members(key string, g *Group) {
 	}
 }
 
+// groupURI checks that the group at key is one that can be sent to, and that no
+// group so far, in taken, has the same address and port (GC-2).
 func (v *validator) groupURI(key string, g *Group, taken map[HostPort]string) {
 	key += ".uri"
 	u := g.URI.HostPort

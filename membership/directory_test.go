@@ -26,6 +26,8 @@ type registry struct {
 	response *exchange.Response // nil: does not answer
 	hang     bool
 	canceled int
+	observed *lookup // sink of the running observation
+	core     string  // what /.well-known/core has
 }
 
 type hanging struct {
@@ -55,7 +57,14 @@ func (g *registry) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cance
 	case g.response == nil:
 		return exchange.Fail(w, exchange.Failf(exchange.NoAnswer, "no answer"))
 	}
-	w.Respond(g.response)
+	p := g.response
+	if path, _ := wire.First(r.Options, wire.URIPath); string(path) == ".well-known" {
+		p = links(60, g.core)
+	}
+	if w.Respond(p) == exchange.Continue {
+		g.observed = w.(*lookup)
+		return &hanging{g, w}
+	}
 	w.End(nil)
 	return exchange.Ended{}
 }
@@ -72,7 +81,7 @@ func withDirectory(t *testing.T, f func(*registry, *Directory)) {
 		g := &registry{}
 		engine := exchange.NewEngine()
 		d := NewDirectory(DirectoryConfig{Unicast: g, Engine: engine, Target: exchange.Target{Scheme: "coap", Addr: serverC},
-			Path: []string{"rd-lookup", "ep"}, Query: []string{"et=lamp"}, Zone: "eth0", MaxMembers: 3, Log: zap.NewNop()})
+			Path: []string{"rd-lookup", "ep"}, Query: []string{"et=lamp"}, Zone: "eth0", MaxMembers: 3, Stats: &DirectoryStats{}, Log: zap.NewNop()}, nil)
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() { defer close(done); engine.Run(ctx) }()
@@ -95,7 +104,7 @@ func TestDirectory(t *testing.T) { // RFC 9176 §6.2
 		g.set(links(100, twoLamps, message.Option{ID: wire.ETag, Value: []byte("v1")}))
 		d.Start()
 		wait(0)
-		require.Equal(t, message.Options{{ID: wire.URIPath, Value: []byte("rd-lookup")}, {ID: wire.URIPath, Value: []byte("ep")},
+		require.Equal(t, message.Options{{ID: wire.Observe, Value: []byte{}}, {ID: wire.URIPath, Value: []byte("rd-lookup")}, {ID: wire.URIPath, Value: []byte("ep")},
 			{ID: wire.URIQuery, Value: []byte("et=lamp")}, {ID: wire.Accept, Value: []byte{40}}}, g.asked[0].Options)
 		require.Equal(t, serverC, g.asked[0].Target.Addr)
 		servers, version, complete := d.Members("lamps", group)
@@ -152,6 +161,7 @@ func TestDirectoryLists(t *testing.T) {
 		"no base":              {`</rd/1>;ep="a"`, nil, false},
 		"a group":              {`</rd/1>;base="coap://[ff05::fd]"`, nil, false},
 		"more than the bound":  {`<coap://192.0.2.1>,<coap://192.0.2.2>,<coap://192.0.2.3>,<coap://192.0.2.4>`, nil, false},
+		"libcoap's":            {`</rd>;rt="core.rd",</rd/1>;A="[0000:0000:0000:0000:0000:ffff:c000:0207]:61616";rt="lamp"`, []netip.AddrPort{serverC}, false},
 		"quotes, spaces, flag": {"</rd/1>;title=\"a,b;\\\"c\" ; obs ;base=coap://[2001:db8::a]\n", []netip.AddrPort{serverA}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -197,6 +207,113 @@ func TestDirectoryRefusesBadAnswers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A directory that can be observed tells of members at once; before the list's
+// Max-Age is over it is observed anew.
+func TestDirectoryIsObserved(t *testing.T) { // RFC 9176 §6.2, GP-83
+	observe := func(n byte) message.Option { return message.Option{ID: wire.Observe, Value: []byte{n}} }
+	withDirectory(t, func(g *registry, d *Directory) {
+		g.set(links(100, twoLamps, observe(1)))
+		d.Start()
+		wait(time.Second)
+		first := g.observed
+		require.NotNil(t, first)
+		_, version, _ := d.Members("lamps", group)
+
+		require.Equal(t, exchange.Continue, first.Respond(links(100, `</rd/1>;base="coap://[2001:db8::a]"`, observe(2))))
+		servers, v, complete := d.Members("lamps", group)
+		require.Equal(t, []netip.AddrPort{serverA}, servers)
+		require.NotEqual(t, version, v)
+		require.True(t, complete)
+		require.EqualValues(t, 1, d.config.Stats.Notifications.Load())
+		require.EqualValues(t, 2, d.config.Stats.Joined.Load())
+		require.EqualValues(t, 1, d.config.Stats.Left.Load())
+		require.EqualValues(t, 1, d.config.Stats.Members.Load())
+
+		wait(79 * time.Second)
+		require.Len(t, g.asked, 1)
+		wait(time.Second)
+		require.Len(t, g.asked, 2)
+		require.Equal(t, 1, g.canceled)
+		require.NotSame(t, first, g.observed)
+
+		// What a question that was replaced still brings does not count.
+		first.Respond(links(100, "", observe(3)))
+		servers, _, _ = d.Members("lamps", group)
+		require.Equal(t, []netip.AddrPort{serverA, serverB}, servers)
+
+		// An error ends the observation; the directory is asked again.
+		require.Equal(t, exchange.Stop, g.observed.Respond(&exchange.Response{Code: codes.ServiceUnavailable}))
+		g.observed.End(nil)
+		_, failure := d.Status()
+		require.ErrorContains(t, failure, "5.03")
+		wait(10 * time.Second)
+		require.Len(t, g.asked, 3)
+		valid, failure := d.Status()
+		require.NoError(t, failure)
+		require.Greater(t, valid, 80*time.Second)
+	})
+}
+
+func TestDirectoryIsDiscovered(t *testing.T) { // RFC 9176 §4.3
+	core := `</rd>;rt="core.rd";ct=40,</rd-lookup/res>;rt="core.rd-lookup-res",</my/lookup>;rt="x core.rd-lookup-ep";obs`
+	withDirectory(t, func(g *registry, d *Directory) {
+		d.config.Path, d.path = nil, nil
+		g.core = `</rd>;rt="core.rd"`
+		g.set(links(60, twoLamps))
+		d.Start()
+		wait(time.Second)
+		require.Equal(t, message.Options{{ID: wire.URIPath, Value: []byte(".well-known")}, {ID: wire.URIPath, Value: []byte("core")},
+			{ID: wire.URIQuery, Value: []byte("rt=core.rd-lookup-ep")}, {ID: wire.Accept, Value: []byte{40}}}, g.asked[0].Options)
+		_, failure := d.Status()
+		require.ErrorContains(t, failure, "no endpoint lookup")
+		for _, list := range []string{core, `<coap://192.0.2.7:61616/my/lookup>;rt=core.rd-lookup-ep`} {
+			g.core = list
+			g.set(links(60, twoLamps))
+			wait(3 * time.Minute)
+			require.Contains(t, g.asked[len(g.asked)-1].Options, message.Option{ID: wire.URIPath, Value: []byte("lookup")})
+			servers, _, complete := d.Members("lamps", group)
+			require.Len(t, servers, 2)
+			require.True(t, complete)
+
+			g.core = ""
+			g.set(&exchange.Response{Code: codes.NotFound}) // it has moved
+			wait(3 * time.Minute)
+			_, _, complete = d.Members("lamps", group)
+			require.False(t, complete)
+		}
+	})
+	withDirectory(t, func(g *registry, d *Directory) { // another host's
+		d.config.Path, d.path = nil, nil
+		g.core = `<coap://192.0.2.8/lookup>;rt="core.rd-lookup-ep"`
+		g.set(links(60, twoLamps))
+		d.Start()
+		wait(time.Second)
+		_, failure := d.Status()
+		require.ErrorContains(t, failure, "no endpoint lookup")
+	})
+}
+
+// What one Directory knows the next begins with.
+func TestDirectoryIsSucceeded(t *testing.T) {
+	withDirectory(t, func(g *registry, d *Directory) {
+		g.set(links(100, twoLamps))
+		d.Start()
+		wait(0)
+		_, version, _ := d.Members("lamps", group)
+		next := NewDirectory(d.config, d)
+		servers, v, complete := next.Members("lamps", group)
+		require.Len(t, servers, 2)
+		require.Equal(t, version, v)
+		require.True(t, complete)
+		d.Close()
+		d.Close()
+		require.Zero(t, d.config.Stats.Members.Load())
+		next.Start()
+		require.EqualValues(t, 2, d.config.Stats.Members.Load())
+		next.Close()
+	})
 }
 
 func TestDirectoryCloses(t *testing.T) {

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"net/netip"
+	"reflect"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +19,7 @@ import (
 // cacheOf puts the cache in front of next.
 func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap.Logger) (exchange.Handler, error) {
 	p.save = func() {}
-	shown := &cacheControl{bounds: c.Cache, metrics: p.metrics, members: currentMembers{&p.members}, config: &p.config}
+	shown := &cacheControl{bounds: c.Cache, metrics: p.metrics, members: &p.members, config: &p.config}
 	defer func() { shown.register(p.control) }()
 	if !c.Cache.Enabled {
 		return next, nil
@@ -81,10 +83,70 @@ func load(k *cache.Cache, file string, log *zap.Logger) {
 // maxLearned bounds the members learned per group.
 const maxLearned = 4096
 
+// maxRegistered bounds the members of a group that a directory lists.
+const maxRegistered = 4096
+
+// directories are the resource directories of a generation, by group.
+type directories map[string]*membership.Directory
+
+// directoriesOf makes the resource directories of a configuration; where the one
+// before asked the same, they begin with what is known. leg asks them.
+func (p *runningProxy) directoriesOf(c *config.Config, leg exchange.Handler, log *zap.Logger) directories {
+	all := make(directories)
+	for i := range c.Groups {
+		g := &c.Groups[i]
+		if g.RD.URI.IsZero() {
+			continue
+		}
+		addr := g.RD.URI.Addr
+		if !addr.IsValid() {
+			addr = c.Names[g.RD.URI.Host][0]
+		}
+		settings := membership.DirectoryConfig{Group: g.Name, Unicast: leg, Engine: p.engine, Path: g.RD.URI.Path,
+			Query:      slices.Concat(g.RD.URI.Query, g.RD.Filter),
+			Target:     exchange.Target{Scheme: g.RD.URI.Scheme, Host: g.RD.URI.Host, Addr: netip.AddrPortFrom(addr, g.RD.URI.Port)},
+			MaxMembers: maxRegistered, Stats: &p.stats.directories, Log: log}
+		if len(g.Interfaces) == 1 {
+			settings.Zone = g.Interfaces[0]
+		}
+		all[g.Name] = membership.NewDirectory(settings, p.serving.Load().directoryOf(g, c))
+	}
+	return all
+}
+
+// directoryOf returns the resource directory of a group that is configured the
+// same way; nil if there is none.
+func (g *generation) directoryOf(group *config.Group, c *config.Config) *membership.Directory {
+	if g == nil {
+		return nil
+	}
+	for i := range g.config.Groups {
+		if known := &g.config.Groups[i]; known.Name == group.Name && known.URI == group.URI && reflect.DeepEqual(known.RD, group.RD) &&
+			slices.Equal(known.Interfaces, group.Interfaces) && slices.Equal(g.config.Names[group.RD.URI.Host], c.Names[group.RD.URI.Host]) {
+			return g.directories[group.Name]
+		}
+	}
+	return nil
+}
+
+// start asks for the first time.
+func (d directories) start() {
+	for _, one := range d {
+		one.Start()
+	}
+}
+
+// close ends the asking. The caller flushes the engine.
+func (d directories) close() {
+	for _, one := range d {
+		one.Close()
+	}
+}
+
 // membersOf returns who knows the members of the groups, and those of them that
 // learn by listening. Of a group that is as it was in the generation before, what
 // has been learned stays; before is nil at the start.
-func membersOf(c *config.Config, before *generation) (membership.Groups, map[string]*membership.Learned) {
+func membersOf(c *config.Config, before *generation, registered directories) (membership.Groups, map[string]*membership.Learned) {
 	groups, learned := make(membership.Groups), make(map[string]*membership.Learned)
 	for i := range c.Groups {
 		g := &c.Groups[i]
@@ -102,6 +164,8 @@ func membersOf(c *config.Config, before *generation) (membership.Groups, map[str
 					Window: g.Leisure + 2*time.Second, MaxMembers: maxLearned})
 			}
 			groups[g.Name], learned[g.Name] = l, l
+		case registered[g.Name] != nil:
+			groups[g.Name] = registered[g.Name]
 		}
 	}
 	return groups, learned

@@ -147,6 +147,9 @@ func printEntries(out io.Writer, e *cacheEntries) {
 		if !g.Complete {
 			fmt.Fprint(out, ", not known to be all")
 		}
+		if d := g.Directory; d != nil && d.Error != "" {
+			fmt.Fprintf(out, "; the resource directory %s: %s", d.URI, d.Error)
+		}
 		fmt.Fprintln(out)
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

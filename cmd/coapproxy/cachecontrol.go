@@ -33,7 +33,7 @@ type cacheControl struct {
 	cache   *cache.Cache // nil: not enabled
 	bounds  config.Cache
 	metrics *metrics.Registry
-	members membership.Source
+	members *atomic.Pointer[membership.Groups]
 	config  *atomic.Pointer[config.Config] // of the generation that serves
 }
 
@@ -87,6 +87,15 @@ type groupMembers struct {
 	// Complete: these are all current members, as far as the source can tell.
 	Complete bool     `json:"complete"`
 	Members  []string `json:"members"`
+	// Directory is where they are registered, if source is directory.
+	Directory *directoryStatus `json:"directory,omitempty"`
+}
+
+// directoryStatus tells how the resource directory of a group does.
+type directoryStatus struct {
+	URI   string  `json:"uri"`
+	Valid float64 `json:"valid_seconds"` // how long the list still counts
+	Error string  `json:"error,omitempty"`
 }
 
 // cacheFlushed is the answer to POST /v1/cache/flush.
@@ -298,8 +307,16 @@ func (k *cacheControl) listGroups(*http.Request) (any, error) {
 
 func (k *cacheControl) membersOf(g *config.Group) groupMembers {
 	m := groupMembers{Name: g.Name, URI: g.URI.String(), Source: sourceName(g), Members: []string{}}
+	sources := *k.members.Load()
+	if d, ok := sources[g.Name].(*membership.Directory); ok {
+		valid, err := d.Status()
+		m.Directory = &directoryStatus{URI: g.RD.URI.String(), Valid: seconds(valid)}
+		if err != nil {
+			m.Directory.Error = err.Error()
+		}
+	}
 	for i, a := range k.addresses(g) {
-		servers, _, complete := k.members.Members(a.Name, a.Addr)
+		servers, _, complete := sources.Members(a.Name, a.Addr)
 		m.Complete = complete && (i == 0 || m.Complete)
 		for _, s := range servers {
 			if text := s.String(); !slices.Contains(m.Members, text) {
@@ -316,6 +333,8 @@ func sourceName(g *config.Group) string {
 		return "static"
 	case g.Learned.Within > 0:
 		return "learned"
+	case !g.RD.URI.IsZero():
+		return "directory"
 	}
 	return "unknown"
 }

@@ -34,6 +34,7 @@ type generation struct {
 	protected   *proxy.Protection
 	members     membership.Groups
 	learned     map[string]*membership.Learned
+	directories directories
 	secrets     *config.Loaded
 	web         *httpbridge.Front // nil without a listener for HTTP
 	webCert     *tls.Certificate  // nil without one for https
@@ -80,7 +81,8 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	if g.names, err = proxy.NewNames(ctx, c.Names, net.DefaultResolver, p.engine); err != nil {
 		return nil, err
 	}
-	g.members, g.learned = membersOf(c, p.serving.Load())
+	g.directories = p.directoriesOf(c, servers.legs, log.Named("members"))
+	g.members, g.learned = membersOf(c, p.serving.Load(), g.directories)
 
 	// The way of a request, from its end to its beginning; p.stored is between the
 	// two halves.
@@ -118,7 +120,11 @@ func (p *runningProxy) serve(g *generation) {
 	p.front.Serve(g.entry, g.policy, g.protected)
 	p.oscore.keep(g.config)
 	p.http.serve(g, p.listeners)
-	p.serving.Store(g)
+	if before := p.serving.Swap(g); before != nil {
+		before.directories.close()
+	}
+	g.directories.start()
+	p.engine.Flush()
 }
 
 // queued is the number of requests that wait for their turn: with groups, and
@@ -137,6 +143,7 @@ func (g *generation) queued() (groups, servers int) {
 
 // close ends g and waits for it; exchanges that it still has end with an error.
 func (g *generation) close() {
+	g.directories.close()
 	g.cancel()
 	for _, l := range g.legs {
 		l.Wait()

@@ -83,6 +83,8 @@ type stats struct {
 	blocks   blockwise.DownstreamStats
 	control  control.Stats
 	reloads  reloads
+
+	directories membership.DirectoryStats
 }
 
 func (s *stats) register(r *metrics.Registry) {
@@ -96,6 +98,7 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("blockwise", &s.blocks, nil)
 	r.Register("control", &s.control, nil)
 	r.Register("config", &s.reloads, nil)
+	r.Register("membership", &s.directories, nil)
 	reasons := func(i int) string { return exchange.Reason(i).String() }
 	r.Register("proxy", &s.fronts, reasons)
 	r.Register("http", &s.http, reasons)
