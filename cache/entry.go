@@ -93,18 +93,23 @@ type storability struct {
 }
 
 // judge decides whether a response to a safe request can be stored (FP-40,
-// GP-73, GP-81).
-func judge(p *exchange.Response, c *Config) storability {
+// GP-73, GP-81). protected says that it was a Deterministic Request (OC-89): then
+// only a protected response counts, which names its Max-Age outside.
+func judge(p *exchange.Response, protected bool, c *Config) storability {
 	v := storability{maxAge: defaultMaxAge}
 	if !cacheable(p.Code) {
 		return v
 	}
-	etagged := 0
+	etagged, sealed, aged := 0, false, false
 	for _, o := range p.Options {
 		switch o.ID {
-		case wire.OSCORE, wire.Echo:
-			// Protected end to end (GP-81), or a challenge to one client.
-			return v
+		case wire.OSCORE:
+			if !protected {
+				return v // by nobody who said that others may have it (GP-81)
+			}
+			sealed = true
+		case wire.Echo:
+			return v // a challenge to one client
 		case wire.Block1, wire.Block2, wire.QBlock1, wire.QBlock2:
 			v.drop = true
 			return v // not a whole body
@@ -113,7 +118,7 @@ func judge(p *exchange.Response, c *Config) storability {
 			if !ok {
 				return v
 			}
-			v.maxAge = seconds
+			v.maxAge, aged = seconds, true
 		case wire.ETag:
 			if etagged++; len(o.Value) >= 1 && len(o.Value) <= 8 {
 				v.etag = o.Value
@@ -126,6 +131,12 @@ func judge(p *exchange.Response, c *Config) storability {
 	v.badETag = etagged > 0 && v.etag == nil && p.Code == codes.Content
 	v.capped = v.maxAge > c.MaxAge
 	v.maxAge = min(v.maxAge, c.MaxAge)
+	if protected {
+		v.etag = nil // OC-89: the server does not see what the proxy would ask
+		if !sealed || !aged {
+			return v
+		}
+	}
 	switch {
 	case len(p.Payload) > c.MaxBody: // FP-51
 		v.drop = true

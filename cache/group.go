@@ -177,7 +177,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 			return u
 		}
 	}
-	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, bodyLimit: r.BodyLimit, confirmable: r.Confirmable,
+	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, bodyLimit: r.BodyLimit, confirmable: r.Confirmable, protected: a.protected,
 		observe: observe, scheme: groupScheme, uri: a.uri, request: a.request, place: place, until: until}
 	s.key = append(make([]byte, 0, len(a.flight)), a.key...)
 	s.flight = append(s.key, a.flight[len(a.key):]...) // the flight key continues the key

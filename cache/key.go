@@ -56,6 +56,8 @@ type asked struct {
 	hopLimit  uint8
 	observe   bool // a registration
 	echo      bool
+	protected bool   // by OSCORE
+	hashed    bool   // with a Request-Hash
 	silence   uint32 // No-Response
 }
 
@@ -88,6 +90,9 @@ func (a *asked) read(r *exchange.Request, c *Config) Bypass {
 			bypass = b
 		}
 	}
+	if a.protected && !a.deterministic(r) {
+		bypass = BypassProtected // whatever the outer method is, which says nothing
+	}
 	if len(r.Payload) > 0 && bypass == NoBypass {
 		if len(r.Payload) > c.MaxKey {
 			bypass = BypassLongKey
@@ -106,6 +111,13 @@ func (a *asked) read(r *exchange.Request, c *Config) Bypass {
 		bypass = BypassNobody // FP-48
 	}
 	return bypass
+}
+
+// deterministic reports a Deterministic Request, the only kind protected end to end
+// whose responses can be stored: clients that ask the same send the same bytes
+// (OC-88, OH-76).
+func (a *asked) deterministic(r *exchange.Request) bool {
+	return a.hashed && r.Method == wire.FETCH && !wire.Has(r.Options, wire.EDHOC)
 }
 
 // option sorts one option into the key or out of it (FP-24, FP-41, GP-72).
@@ -135,8 +147,14 @@ func (a *asked) option(o message.Option, c *Config) Bypass {
 		a.silence, _ = wire.Uint(o.Value)
 	case wire.IfMatch, wire.IfNoneMatch:
 		return BypassCondition
-	case wire.OSCORE, wire.EDHOC:
-		return BypassProtected
+	case wire.EDHOC:
+		a.protected = true
+	case wire.OSCORE:
+		a.protected = true
+		a.key = appendOption(a.key, o) // GP-81
+	case wire.RequestHash:
+		a.hashed = true
+		a.key = appendOption(a.key, o) // OC-89
 	case wire.Block1, wire.Block2, wire.QBlock1, wire.QBlock2:
 		return BypassBlock
 	default:

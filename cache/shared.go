@@ -35,6 +35,7 @@ type shared struct {
 	bodyLimit   int
 	confirmable bool
 	observe     bool
+	protected   bool // a Deterministic Request
 	scheme      string
 	server      netip.AddrPort // of one server
 	client      *exchange.Identity
@@ -216,7 +217,7 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 		server = unmapped(p.From)
 	}
 	key := s.keyOf(server)
-	v := judge(p, &c.config)
+	v := judge(p, s.protected, &c.config)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	place := s.place
