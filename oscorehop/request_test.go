@@ -282,7 +282,7 @@ func TestObserve(t *testing.T) {
 		number, ok := wire.First(m.Options, wire.Observe)
 		require.True(t, ok)
 		n, _ := wire.Uint(number)
-		require.EqualValues(t, i, n)
+		require.EqualValues(t, i+1, n)
 		_, err = requester.Unprotect(sent[i], DefaultClasses)
 		requireRefused(t, Replayed, err)
 	}

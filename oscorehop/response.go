@@ -33,8 +33,9 @@ func (r *Requester) Context() *Context { return r.context }
 // accepted once (OH-43). A response that fails is to be dropped, and the exchange
 // goes on, whatever the error; it is a *VerifyError or a *PlaintextError.
 //
-// A notification gets the low bytes of its Partial IV as the value of Observe:
-// the numbers rise in the order in which it was sent (OC-26, OH-47).
+// A notification gets a number made of its Partial IV as the value of Observe: the
+// numbers rise in the order in which notifications were sent, and the one without
+// a Partial IV is the oldest (OC-26, OH-43, OH-47).
 func (r *Requester) Unprotect(m Message, classes Classes) (Message, error) {
 	c := r.context
 	option, err := responseOption(m, c.params.RecipientID)
@@ -73,7 +74,11 @@ func (r *Requester) Unprotect(m Message, classes Classes) (Message, error) {
 func order(options message.Options, partialIV []byte) {
 	for i := range options {
 		if options[i].ID == wire.Observe {
-			options[i].Value = wire.AppendUint(nil, uint32(sequenceOf(partialIV)&0xffffff))
+			number := uint32(0)
+			if partialIV != nil {
+				number = uint32((sequenceOf(partialIV) + 1) & 0xffffff)
+			}
+			options[i].Value = wire.AppendUint(nil, number)
 			return
 		}
 	}
