@@ -44,6 +44,8 @@ type HTTP struct {
 	CoAPPayload bool `yaml:"coap_payload"`
 	// Query offers the method QUERY for FETCH (HC-20).
 	Query bool `yaml:"query"`
+	// OSCORE lets requests protected end to end pass (HC-107).
+	OSCORE bool `yaml:"oscore"`
 	// SecureFromPlain lets plain HTTP requests reach coaps targets (HC-102).
 	SecureFromPlain bool       `yaml:"secure_from_plain"`
 	Limits          HTTPLimits `yaml:"limits"`

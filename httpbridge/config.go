@@ -26,6 +26,9 @@ type Config struct {
 	Identifier string
 	// Query offers the QUERY method for FETCH (HC-20).
 	Query bool
+	// OSCORE lets requests through that are protected end to end with OSCORE
+	// (HC-107).
+	OSCORE bool
 	// SecureFromPlain lets plain HTTP requests reach coaps targets (HC-102).
 	SecureFromPlain bool
 	// ZoneInReplyFrom writes the zone of link-local servers into Reply-From

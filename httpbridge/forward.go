@@ -37,7 +37,7 @@ func (x *call) forward() *problem {
 	}
 	q := &query{call: x, method: method, timeout: timeout}
 	defer func() { f.budget.give(q.kept) }()
-	for _, read := range []func() *problem{q.readConditions, q.readAccept, q.readBody} {
+	for _, read := range []func() *problem{q.readConditions, q.readAccept, q.readOSCORE, q.readBody} {
 		if refusal := read(); refusal != nil {
 			return refusal
 		}
@@ -180,7 +180,7 @@ func (q *query) readBody() *problem {
 	default:
 		return refuse(http.StatusUnsupportedMediaType, "this Content-Encoding is not served", "send the body as it is, or with gzip") // HC-48
 	}
-	if value := r.Header.Get("Content-Type"); value != "" {
+	if value := r.Header.Get("Content-Type"); value != "" && !q.protected {
 		n, ok := q.call.front.media.format(value, stored)
 		if !ok {
 			return refuse(http.StatusUnsupportedMediaType, "the Content-Type has no CoAP Content-Format",

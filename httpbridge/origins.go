@@ -31,8 +31,8 @@ type Origins struct {
 
 const (
 	allowedMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
-	allowedFields  = "Authorization, Content-Type, Accept, If-Match, If-None-Match, Multicast-Timeout, Group-ETag, Prefer"
-	exposedFields  = "ETag, Location, Content-Location, Multicast-Timeout, Reply-From, Group-ETag, Retry-After, Preference-Applied, Omitted-Responses"
+	allowedFields  = "Authorization, Content-Type, Accept, If-Match, If-None-Match, Multicast-Timeout, Group-ETag, OSCORE, Prefer"
+	exposedFields  = "ETag, Location, Content-Location, Multicast-Timeout, Reply-From, Group-ETag, OSCORE, Retry-After, Preference-Applied, Omitted-Responses"
 )
 
 func (o *Origins) check() error {

@@ -102,12 +102,20 @@ type translation struct {
 	// private: the response is for this client alone (HC-51).
 	private bool
 	reading bool // GET, HEAD, QUERY
+	// protected: the request is protected end to end (OH-77).
+	protected bool
 }
 
 // of translates the response of a server. group marks one of many. ok is false
 // for a 2.03 in a group without a stored response (HC-80).
 func (t *translation) of(p *exchange.Response, group bool) (a answer, ok bool) {
 	a = answer{fields: make(http.Header, 8), body: p.Payload}
+	if t.protected {
+		if sealed, ok := protectedAnswer(p, a.fields); ok {
+			t.freshness(sealed.fields, p)
+			return sealed, true
+		}
+	}
 	isError := p.Code>>5 >= 4
 	tag, tagged := wire.First(p.Options, wire.ETag)
 	if tagged && len(tag) >= 1 && len(tag) <= 8 {

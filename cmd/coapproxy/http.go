@@ -69,7 +69,7 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 	}
 	g.web, err = newFront(httpbridge.Config{Next: g.entry, Clients: clients, Numbers: p.numbers, Engine: p.engine,
 		Mapping: httpbridge.Mapping{Prefix: h.Prefix, Templates: h.Templates, DefaultScheme: h.DefaultScheme, Forward: h.ForwardProxy, Routes: routes},
-		Media:   httpbridge.Media{Loose: h.LooseMediaTypes, PassThrough: h.CoAPPayload},
+		Media:   httpbridge.Media{Loose: h.LooseMediaTypes, PassThrough: h.CoAPPayload}, OSCORE: h.OSCORE,
 		Origins: httpbridge.Origins{Allow: h.CORS.Origins, Credentials: h.CORS.Credentials, MaxAge: h.CORS.MaxAge,
 			Hosts: append(slices.Clone(h.HostNames), c.Proxy.OwnNames...)},
 		Limits: httpbridge.Limits{Exchanges: h.Limits.Exchanges, ClientExchanges: h.Limits.ClientExchanges,
