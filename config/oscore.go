@@ -21,6 +21,15 @@ type OSCORE struct {
 	Options []uint16 `yaml:"options"`
 }
 
+// RouteOSCORE says what becomes of a request with OSCORE that a route matches.
+type RouteOSCORE string
+
+// The choices: the proxy takes the layer off, or the server behind it does (OH-18).
+const (
+	OSCOREDecryptFirst RouteOSCORE = "decrypt-first"
+	OSCOREPassThrough  RouteOSCORE = "pass-through"
+)
+
 // relativeTo makes the paths independent of the working directory.
 func (o *OSCORE) relativeTo(dir string) {
 	for _, path := range [...]*string{&o.Contexts, &o.Store} {

@@ -30,6 +30,8 @@ type Route struct {
 	// Announce is the address of the proxy, and port, as clients know it, where
 	// that is not what requests are sent to.
 	Announce Announced `yaml:"announce"`
+	// OSCORE says whose the layer of a request with OSCORE is (OH-18).
+	OSCORE RouteOSCORE `yaml:"oscore"`
 	// MulticastTimeout stands in for a missing Multicast-Timeout of HTTP clients
 	// that can send none, in whole seconds; 0: it is required.
 	MulticastTimeout time.Duration `yaml:"multicast_timeout"`
@@ -79,7 +81,7 @@ const (
 )
 
 // DefaultRoute returns a route without name and target.
-func DefaultRoute() Route { return Route{Servers: ServersByHost} }
+func DefaultRoute() Route { return Route{Servers: ServersByHost, OSCORE: OSCOREDecryptFirst} }
 
 // maxPool bounds the addresses and ports for single servers.
 const maxPool = 4096
@@ -230,6 +232,7 @@ func (v *validator) routes() {
 				break
 			}
 		}
+		oneOf(v, key+".oscore", t.OSCORE, OSCOREDecryptFirst, OSCOREPassThrough)
 		oneOf(v, key+".servers", t.Servers, ServersByHost, ServersByPath, ServersOwnAddress, ServersDirect)
 		if t.Servers == ServersOwnAddress && len(v.c.Proxy.ServerAddresses) == 0 { // GP-54
 			v.add(key+".servers", "own-address needs addresses", "write proxy.server_addresses, e.g. [192.0.2.1:6000-6099]")

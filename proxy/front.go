@@ -120,7 +120,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	defer func() { *r = exchange.Request{}; requests.Put(r) }()
 	*r = exchange.Request{
 		ID: f.Engine.NextID(), Method: m.Code, Options: m.Options, Payload: m.Payload,
-		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(), Scheme: rx.Scheme(), Secured: rx.Secured(),
+		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(), Scheme: rx.Scheme(), Secured: rx.Secured() || len(removed) > 0,
 		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: rx.MaxPayload(),
 	}
 	if len(removed) > 0 {

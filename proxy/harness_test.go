@@ -173,7 +173,7 @@ func newGateway(t testing.TB, s *setup) *gateway {
 	g.sinks = &contract{t: t, next: targets}
 	s.front.Next, s.front.Clients, s.front.Numbers, s.front.Engine, s.front.Stats, s.front.Log = g.sinks, policy, &s.numbers, g.engine, &g.stats, log
 	if p := s.front.Protected; p != nil {
-		p.Itself = targets.Itself
+		p.Itself, p.PassesThrough = targets.Itself, targets.PassesThrough
 	}
 	g.front = NewFront(s.front)
 

@@ -18,6 +18,9 @@ type Protection struct {
 	// Itself returns the options of a request whose target is the proxy itself
 	// without those that say so; false for any other target (OH-13).
 	Itself func(r *exchange.Request) (message.Options, bool)
+	// PassesThrough reports whether a request without Proxy option is forwarded with
+	// its layer, as by a reverse-proxy (OH-12, OH-18).
+	PassesThrough func(r *exchange.Request) bool
 }
 
 // Unprotector removes OSCORE layers from requests. Safe for concurrent use.
@@ -131,6 +134,9 @@ func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message
 			m = rest // OH-13
 			continue
 		}
+		if len(removed) == 0 && p.PassesThrough(requestOf(rx, m)) {
+			return m, removed, false // OH-12, OH-18
+		}
 		if wire.Has(m.Options, wire.EDHOC) { // OH-19: combined requests are not served
 			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: badOption(wire.EDHOC, "EDHOC is not supported"),
 				Answer: &wire.Message{Code: codes.BadOption, Payload: []byte("EDHOC is not supported")}})
@@ -168,6 +174,11 @@ func (p *Protection) forItself(rx *endpoint.Reception, m *wire.Message) (*wire.M
 	rest := *m
 	rest.Options = options
 	return &rest, true
+}
+
+// requestOf is what says where a request is for.
+func requestOf(rx *endpoint.Reception, m *wire.Message) *exchange.Request {
+	return &exchange.Request{Options: m.Options, Local: rx.Local(), Scheme: rx.Scheme(), Arrival: rx.Now}
 }
 
 // refuseLayer ends a request of which a layer could not be removed. Answers that

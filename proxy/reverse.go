@@ -53,6 +53,9 @@ type ReverseRoute struct {
 	Groups  []string
 	Servers ServersAs
 	Timeout time.Duration
+	// PassThrough forwards requests with OSCORE to the target as they are; else a
+	// layer for the proxy is taken off first (OH-18).
+	PassThrough bool
 	// Announce is the proxy's address as its clients know it, and its port, where
 	// they are not those that requests are sent to.
 	Announce     netip.Addr

@@ -171,6 +171,30 @@ func (t *Targets) addressed(r *exchange.Request, d *destination) bool {
 		t.alias(d) && t.Own(d.scheme, netip.AddrPortFrom(r.Local.Addr(), d.port))
 }
 
+// PassesThrough reports whether a request with OSCORE and without Proxy option is
+// forwarded as it is, because its place says that it is for a server that the
+// proxy stands in for with pass-through (OH-12, OH-18).
+func (t *Targets) PassesThrough(r *exchange.Request) bool {
+	if t.Reverse == nil {
+		return false
+	}
+	var space [8][]byte
+	p, ok := place(r, space[:0])
+	if !ok {
+		return false
+	}
+	h, ok := t.Reverse.find(&p, r.Arrival)
+	switch {
+	case !ok:
+		return false
+	case h.route != nil: // OH-10: a message that names no place is for the proxy itself
+		return h.route.PassThrough && (p.Host != "" || p.Addr.IsValid() || p.Port != 0 || len(p.Path) > 0)
+	}
+	return slices.ContainsFunc(t.Reverse.Routes, func(route ReverseRoute) bool {
+		return route.PassThrough && slices.ContainsFunc(route.Groups, func(name string) bool { return slices.Contains(h.to.groups, name) })
+	})
+}
+
 // alias reports whether the host is one of OwnNames.
 func (t *Targets) alias(d *destination) bool {
 	if len(t.OwnNames) == 0 {

@@ -73,7 +73,7 @@ func (p *runningProxy) protectionOf(c *config.Config, targets *proxy.Targets, lo
 	if err := p.oscore.load(c.OSCORE.Contexts, clients); err != nil {
 		return nil, err
 	}
-	return &proxy.Protection{Layers: p.oscore, MaxLayers: c.OSCORE.MaxLayers, Itself: targets.Itself}, nil
+	return &proxy.Protection{Layers: p.oscore, MaxLayers: c.OSCORE.MaxLayers, Itself: targets.Itself, PassesThrough: targets.PassesThrough}, nil
 }
 
 // load reads the context files. Contexts that the configuration does not have any
