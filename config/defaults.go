@@ -35,7 +35,7 @@ func Default() *Config {
 			},
 		},
 		Cache: Cache{
-			Enabled: false, MaxEntries: 10000, MaxBytes: 32 * MiB, MaxBody: MiB, MaxVariants: 64, // FP-51
+			Enabled: true, MaxEntries: 10000, MaxBytes: 32 * MiB, MaxBody: MiB, MaxVariants: 64, // FP-51
 			MaxAge: 24 * time.Hour,
 		},
 		Control: Control{Socket: ControlAuto},

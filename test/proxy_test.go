@@ -73,9 +73,7 @@ func (s settings) yaml(group netip.AddrPort) string {
 	if s.top != "" {
 		b.WriteString(s.top + "\n")
 	}
-	if s.cache != "" {
-		b.WriteString("cache:\n" + indent("  ", s.cache))
-	}
+	b.WriteString("cache:\n" + indent("  ", or(s.cache, "enabled: false")))
 	b.WriteString("control:\n" + indent("  ", or(s.control, "socket: off")))
 	b.WriteString("metrics:\n" + indent("  ", or(s.metrics, `listen: "off"`)))
 	b.WriteString("proxy:\n  allow_loopback: true\n" + indent("  ", s.proxy))
