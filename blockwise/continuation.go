@@ -102,7 +102,7 @@ func (s *continued) take(p *exchange.Response) {
 	if s.stopped.Load() {
 		return
 	}
-	b, more, err := opening(p)
+	b, more, err := opening(p, wire.ParseBlock)
 	if err != nil || !more {
 		s.relay(p)
 		return
@@ -125,7 +125,7 @@ func (s *continued) take(p *exchange.Response) {
 	request.Target = exchange.Target{Scheme: "coap", Addr: p.From} // GC-55
 	first := *c.block
 	first.Payload = append(make([]byte, 0, 2*len(p.Payload)), p.Payload...)
-	f := &fetch{steps: &c.steps, request: &request, first: &first, limit: limit}
+	f := &fetch{steps: &c.steps, request: &request, first: &first, limit: limit, read: wire.ParseBlock}
 	f.done = func(err error) { s.serial.DoAlways(func() { s.completed(c, f.first, err) }) }
 	c.steps.serial.DoAlways(func() { f.next(b.SZX) })
 }

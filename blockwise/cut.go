@@ -21,6 +21,7 @@ type cut struct {
 	wish     wire.Block // what the client asked for, if wishes
 	has1     bool
 	wishes   bool
+	bert     bool
 	stored   bool // the response comes from the store
 }
 
@@ -40,7 +41,8 @@ func (s *cut) Respond(p *exchange.Response) exchange.Verdict {
 		return exchange.Stop
 	}
 	end := min(offset+size, len(p.Payload))
-	block := wire.Block{Num: uint32(offset / size), SZX: szx, More: end < len(p.Payload)}
+	block := wire.Block{SZX: szx, More: end < len(p.Payload)}
+	block.Num = uint32(offset / block.Size())
 	s.layer.stats.Cut.Add(1)
 	s.remember(p, block.More)
 	q := *p
@@ -77,9 +79,16 @@ func (s *cut) isWhole(p *exchange.Response, size, offset int) bool {
 // more than it can take. Without a wish a body that it can take is not cut.
 func (s *cut) blockSize() (size int, szx uint8) {
 	szx = maxSZX
+	if s.bert {
+		szx = wire.BERT
+	}
 	if s.wishes {
 		szx = s.wish.SZX
 	}
+	if szx == wire.BERT && s.limit >= maxBlockSize {
+		return s.limit / maxBlockSize * maxBlockSize, szx
+	}
+	szx = min(szx, maxSZX)
 	for szx > 0 && 16<<szx > s.limit {
 		szx--
 	}

@@ -40,17 +40,23 @@ func NewDownstream(next exchange.Handler, limit, total int, stats *DownstreamSta
 // Exchange implements exchange.Handler.
 func (d *Downstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if r.Target.Group {
+		if r.BERT {
+			r.Options = withoutBERT(r.Options)
+		}
 		return d.next.Exchange(r, w)
 	}
-	s := &cut{layer: d, sink: w, limit: r.BodyLimit}
+	s := &cut{layer: d, sink: w, limit: r.BodyLimit, bert: r.BERT}
+	if r.BERT {
+		s.limit = min(s.limit, maxBERT)
+	}
 	for _, o := range r.Options {
 		var f *exchange.Failure
 		switch o.ID {
 		case wire.Block1:
-			s.block1, f = requestBlock(o)
+			s.block1, f = requestBlock(o, r.BERT)
 			s.has1 = true
 		case wire.Block2:
-			s.wish, f = requestBlock(o)
+			s.wish, f = requestBlock(o, r.BERT)
 			s.wishes = true
 		}
 		if f != nil {
@@ -94,10 +100,32 @@ func (d *Downstream) further(r *exchange.Request, s *cut) bool {
 	return false
 }
 
+// maxBERT is the payload of the largest BERT blocks that are sent, in bytes: so
+// that one body does not keep others waiting.
+const maxBERT = 64 << 10
+
+// withoutBERT returns options in which blocks are as members of a group know
+// them, over UDP; the unit of the numbers stays.
+func withoutBERT(options message.Options) message.Options {
+	for _, id := range []message.OptionID{wire.Block1, wire.Block2} {
+		value, ok := wire.First(options, id)
+		if b, err := wire.ParseBERTBlock(value); ok && err == nil && b.SZX == wire.BERT {
+			b.SZX = maxSZX
+			options = withOption(withoutOptions(options, id), id, b.Append(nil))
+		}
+	}
+	return options
+}
+
 // requestBlock reads a block option of a request. A size exponent of 7 is a bad
-// request (RFC 7959 §2.2), an option too long is one that cannot be understood.
-func requestBlock(o message.Option) (wire.Block, *exchange.Failure) {
-	b, err := wire.ParseBlock(o.Value)
+// request where there is no BERT (RFC 7959 §2.2), an option too long is one that
+// cannot be understood.
+func requestBlock(o message.Option, bert bool) (wire.Block, *exchange.Failure) {
+	parse := wire.ParseBlock
+	if bert {
+		parse = wire.ParseBERTBlock
+	}
+	b, err := parse(o.Value)
 	switch {
 	case err == nil:
 		return b, nil
@@ -115,7 +143,7 @@ const maxBlockLen = 3
 // or refused.
 func (d *Downstream) upload(r *exchange.Request, w exchange.Sink, b wire.Block, t transfer) bool {
 	t.upload = true
-	if b.More && len(r.Payload) != b.Size() || len(r.Payload) > b.Size() {
+	if !b.Fits(len(r.Payload)) {
 		exchange.Fail(w, exchange.Failf(exchange.BadRequest, "the payload is not one block"))
 		return false
 	}

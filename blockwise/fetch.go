@@ -31,18 +31,22 @@ func (r *refusal) Error() string {
 	return fmt.Sprintf("the server answered with %s", wire.CodeString(r.response.Code))
 }
 
+// reader reads block options: wire.ParseBlock, or wire.ParseBERTBlock over
+// reliable transports.
+type reader func(value []byte) (wire.Block, error)
+
 // opening looks at the block option of the response to a whole request. more
 // says that the response is the first of several blocks.
-func opening(p *exchange.Response) (b wire.Block, more bool, err error) {
+func opening(p *exchange.Response, read reader) (b wire.Block, more bool, err error) {
 	value, ok := wire.First(p.Options, wire.Block2)
 	if !ok {
 		return b, false, nil
 	}
-	b, err = wire.ParseBlock(value)
+	b, err = read(value)
 	switch {
 	case err != nil:
 		return b, false, err
-	case b.Num != 0 || b.More && len(p.Payload) != b.Size() || len(p.Payload) > b.Size():
+	case b.Num != 0 || !b.Fits(len(p.Payload)):
 		return b, false, errBlock
 	}
 	return b, b.More, nil
@@ -63,6 +67,7 @@ type fetch struct {
 	request *exchange.Request  // for the blocks but for Block2; owned, shared by fetches
 	first   *exchange.Response // owned; its payload grows
 	limit   int                // of the body, in bytes
+	read    reader
 	// reserve asks for room for so many bytes more; nil: there always is.
 	reserve func(n int) bool
 	// done is called once, by the steps' serial: with nil when first is whole.
@@ -109,13 +114,13 @@ func (f *fetch) add(p *exchange.Response, want wire.Block) (more bool, szx uint8
 		return false, 0, &refusal{p.Clone()}
 	}
 	value, ok := wire.First(p.Options, wire.Block2)
-	b, parseErr := wire.ParseBlock(value)
+	b, parseErr := f.read(value)
 	switch {
 	case !ok || parseErr != nil || b.Offset() != want.Offset() || b.SZX > want.SZX:
 		return false, 0, errBlock
 	case !sameETag(f.first, p):
 		return false, 0, errChanged // GC-55, FP-75
-	case b.More && len(p.Payload) != b.Size() || len(p.Payload) > b.Size():
+	case !b.Fits(len(p.Payload)):
 		return false, 0, errBlock
 	case len(f.first.Payload)+len(p.Payload) > f.limit:
 		return false, 0, errTooLarge

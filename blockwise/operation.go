@@ -64,7 +64,7 @@ func (o *operation) upload(offset int, szx uint8) {
 		return
 	}
 	b.Num = uint32(offset / b.Size())
-	end := min(offset+b.Size(), len(body))
+	end := min(offset+o.upstream.blockLen(&o.request.Target, b), len(body))
 	b.More = end < len(body)
 	r := *o.request
 	r.Arrival = time.Now()
@@ -78,13 +78,13 @@ func (o *operation) upload(offset int, szx uint8) {
 	}
 	r.Options = withOption(withOption(r.Options, wire.Block1, b.Append(nil)), wire.RequestTag, o.tag)
 	r.Payload = body[offset:end]
-	o.steps.begin(&r, &stage{operation: o, upload: true, block: b, offset: offset})
+	o.steps.begin(&r, &stage{operation: o, upload: true, block: b, offset: offset, end: end})
 }
 
 // again makes the whole request once more. Run by the serial.
 func (o *operation) again() {
 	if o.uploaded {
-		o.upload(0, maxSZX)
+		o.upload(0, o.upstream.largest(&o.request.Target))
 		return
 	}
 	r := *o.request
@@ -108,8 +108,9 @@ func (o *operation) fail(err error, detail string) {
 type stage struct {
 	operation *operation
 	upload    bool
-	block     wire.Block // of an upload, with its offset in the body
+	block     wire.Block // of an upload, with its place in the body
 	offset    int
+	end       int
 
 	next func()
 }
@@ -143,7 +144,7 @@ func (s *stage) End(err error) {
 func (s *stage) uploaded(p *exchange.Response) func() {
 	o := s.operation
 	value, ok := wire.First(p.Options, wire.Block1)
-	b, err := wire.ParseBlock(value)
+	b, err := o.upstream.read(value)
 	known := ok && err == nil
 	switch {
 	case p.Code>>5 == 2 && s.block.More:
@@ -154,7 +155,7 @@ func (s *stage) uploaded(p *exchange.Response) func() {
 		}
 		// It may want smaller blocks from here on; this one it has taken whole
 		// (RFC 7959 §2.5).
-		offset, szx := s.offset+s.block.Size(), min(b.SZX, s.block.SZX)
+		offset, szx := s.end, min(b.SZX, s.block.SZX)
 		return func() { o.upload(offset, szx) }
 	case p.Code == codes.RequestEntityTooLarge && s.offset == 0 && known && b.SZX < s.block.SZX:
 		return func() { o.upload(0, b.SZX) } // RFC 7959 §2.9.3
@@ -190,7 +191,7 @@ func (o *operation) blamesBlock1() bool {
 // what to do when its exchange has ended. payload says that the requests for
 // further blocks repeat the payload.
 func (o *operation) answered(p *exchange.Response, payload bool) func() {
-	b, more, err := opening(p)
+	b, more, err := opening(p, o.upstream.read)
 	switch {
 	case err != nil:
 		return func() { o.fail(err, "the server's blocks do not fit together") }
@@ -209,7 +210,7 @@ func (o *operation) answered(p *exchange.Response, payload bool) func() {
 	if !o.reserve(len(p.Payload)) {
 		return o.busy
 	}
-	f := &fetch{steps: &o.steps, request: request, first: p.Clone(), limit: o.upstream.limit, reserve: o.reserve}
+	f := &fetch{steps: &o.steps, request: request, first: p.Clone(), limit: o.upstream.limit, read: o.upstream.read, reserve: o.reserve}
 	f.done = func(err error) { o.fetched(f.first, err) }
 	return func() { f.next(b.SZX) }
 }

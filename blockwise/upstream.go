@@ -23,12 +23,21 @@ import (
 // exchange ends with exchange.Overloaded.
 type Upstream struct {
 	next  exchange.Handler
+	sized Sized // next, if it is one
+	read  reader
 	limit int
 	tags  atomic.Uint32 // the last Request-Tag
 	bytes atomic.Int64  // of all bodies under way in blocks
 
 	mu      sync.Mutex
 	refuses *simplelru.LRU[netip.AddrPort, time.Time] // servers without Block1, until when (FP-78)
+}
+
+// Sized is a leg over a reliable transport.
+type Sized interface {
+	// Capacity is what a message to the server may carry beside options of usual
+	// size, in bytes, and whether it may be a BERT block (RFC 8323 §6).
+	Capacity(t *exchange.Target) (payload int, bert bool)
 }
 
 const (
@@ -49,7 +58,10 @@ func NewUpstream(next exchange.Handler, limit int) *Upstream {
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
-	u := &Upstream{next: next, limit: limit, refuses: refuses}
+	u := &Upstream{next: next, limit: limit, read: wire.ParseBlock, refuses: refuses}
+	if sized, ok := next.(Sized); ok {
+		u.sized, u.read = sized, wire.ParseBERTBlock
+	}
 	u.tags.Store(rand.Uint32()) //nolint:gosec // not those of the process before this one (RFC 9175 §3.4); no secret
 	return u
 }
@@ -57,13 +69,13 @@ func NewUpstream(next exchange.Handler, limit int) *Upstream {
 // Exchange implements exchange.Handler.
 func (u *Upstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if value, ok := wire.First(r.Options, wire.Block2); ok {
-		if b, err := wire.ParseBlock(value); err != nil || b.Num > 0 {
+		if b, err := u.read(value); err != nil || b.Num > 0 {
 			return u.next.Exchange(r, w) // FP-76: somebody wants this block alone
 		}
 	}
 	c := &call{upstream: u, sink: w}
 	c.kept.keep(r)
-	if len(r.Payload) <= maxBlockSize {
+	if len(r.Payload) <= u.onePiece(&r.Target) {
 		c.adopt(u.next.Exchange(r, c))
 		return c
 	}
@@ -71,13 +83,50 @@ func (u *Upstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cance
 		return exchange.Fail(w, tooLargeForServer())
 	}
 	o := newOperation(u, w, c.kept.restore())
-	o.steps.serial.DoAlways(func() { o.begin(maxSZX) })
+	o.steps.serial.DoAlways(func() { o.begin(u.largest(&o.request.Target)) })
 	return &o.steps
 }
 
-// maxBlockSize is the size of the largest blocks: request bodies up to it go to
-// the server in one piece.
+// maxBlockSize is the size of the largest blocks but BERT blocks: over UDP, request
+// bodies up to it go to the server in one piece.
 const maxBlockSize = 16 << maxSZX
+
+// onePiece is the length of the longest request body that goes to the server in
+// one piece.
+func (u *Upstream) onePiece(t *exchange.Target) int {
+	if u.sized == nil {
+		return maxBlockSize
+	}
+	payload, bert := u.sized.Capacity(t)
+	if bert {
+		payload = min(payload, maxBERT)
+	}
+	return payload
+}
+
+// largest is the size exponent of the largest blocks that the server takes. It
+// stays the same for a whole body: libcoap gives no answer when blocks grow.
+func (u *Upstream) largest(t *exchange.Target) (szx uint8) {
+	if u.sized == nil {
+		return maxSZX
+	}
+	payload, bert := u.sized.Capacity(t)
+	if bert && payload >= maxBlockSize {
+		return wire.BERT
+	}
+	for szx = maxSZX; szx > 0 && 16<<szx > payload; szx-- {
+	}
+	return szx
+}
+
+// blockLen is the payload of the blocks of a size exponent.
+func (u *Upstream) blockLen(t *exchange.Target, b wire.Block) int {
+	if b.SZX != wire.BERT {
+		return b.Size()
+	}
+	payload, _ := u.sized.Capacity(t)
+	return max(min(payload, maxBERT)/maxBlockSize, 1) * maxBlockSize
+}
 
 func (u *Upstream) isRefusing(server netip.AddrPort) bool {
 	u.mu.Lock()
@@ -144,7 +193,7 @@ func (c *call) Respond(p *exchange.Response) exchange.Verdict {
 		c.begin = func() { c.then.begin(b.SZX) }
 		return exchange.Stop
 	}
-	if _, more, err := opening(p); err == nil && !more && p.Code != codes.Continue {
+	if _, more, err := opening(p, c.upstream.read); err == nil && !more && p.Code != codes.Continue {
 		return c.sink.Respond(withoutBlocks(p))
 	}
 	c.then = newOperation(c.upstream, c.sink, c.kept.restore())
@@ -159,7 +208,7 @@ func (c *call) wantsBlocks(p *exchange.Response) (wire.Block, bool) {
 		return wire.Block{}, false
 	}
 	value, ok := wire.First(p.Options, wire.Block1)
-	b, err := wire.ParseBlock(value)
+	b, err := c.upstream.read(value)
 	return b, ok && err == nil && b.Size() < len(c.kept.packed)-c.kept.payload
 }
 

@@ -101,6 +101,16 @@ func (rx *Reception) MaxPayload() int {
 	return maxDatagramPayload
 }
 
+// BERT reports whether blocks may hold several of 1024 bytes: both sides of the
+// connection have offered it (RFC 8323 §5.3.2, §6).
+func (rx *Reception) BERT() bool {
+	if rx.stream == nil {
+		return false
+	}
+	_, bert := rx.stream.capacity()
+	return bert
+}
+
 // maxDatagramPayload is the payload that fits a datagram on any path (RFC 7252
 // §4.6).
 const maxDatagramPayload = 1024

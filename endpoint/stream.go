@@ -56,7 +56,7 @@ type StreamLimits struct {
 // DefaultStreamLimits returns the documented defaults.
 func DefaultStreamLimits() StreamLimits {
 	return StreamLimits{
-		Message: 64<<10 + wire.BaseMessageSize, Queue: 1 << 20, Requests: 256,
+		Message: 64<<10 + wire.BaseMessageSize, Queue: 1<<20 + 64<<10, Requests: 256,
 		Handshake: 10 * time.Second, Write: 10 * time.Second, Idle: 5 * time.Minute, Pong: 10 * time.Second, Linger: time.Second,
 	}
 }
@@ -301,9 +301,18 @@ func (s *Stream) finished(in *Incoming) {
 
 // maxPayload is what a response may carry beside options of usual size.
 func (s *Stream) maxPayload() int {
+	payload, _ := s.capacity()
+	return payload
+}
+
+// capacity is what a message to the peer may carry beside options of usual size,
+// and whether both sides know BERT blocks (RFC 8323 §5.3.2).
+func (s *Stream) capacity() (payload int, bert bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return max(s.peerMessage-(wire.BaseMessageSize-maxDatagramPayload), 0)
+	const options = wire.BaseMessageSize - maxDatagramPayload
+	bert = s.peerBlocks && s.peerMessage > wire.BaseMessageSize && s.Limits.Message > wire.BaseMessageSize
+	return max(min(s.peerMessage, s.Limits.Queue)-options, 0), bert
 }
 
 // respond sends a response; one that the peer cannot take becomes an error

@@ -191,6 +191,21 @@ func (l *link) enter(k *streamCall) *Stream {
 	return l.stream
 }
 
+// Capacity is what a message to a server may carry beside options of usual size,
+// and whether it may be a BERT block (RFC 8323 §6): the least that every server
+// takes while there is no connection to this one.
+func (c *StreamClient) Capacity(t *exchange.Target) (payload int, bert bool) {
+	c.mu.Lock()
+	l := c.links[serverKey{t.Scheme, t.Host, t.Addr}]
+	if l == nil || l.stream == nil {
+		c.mu.Unlock()
+		return maxDatagramPayload, false
+	}
+	s := l.stream
+	c.mu.Unlock()
+	return s.capacity()
+}
+
 // linkTo returns the connection to the server, which may be just being opened.
 // Called under the lock.
 func (c *StreamClient) linkTo(key serverKey) (*link, *exchange.Failure) {

@@ -114,6 +114,9 @@ type Request struct {
 	// PreviousHop is the measured round trip to the client, 0 when unknown
 	// (GP-94).
 	PreviousHop time.Duration
+	// BERT says that client and proxy may exchange blocks of several times 1024
+	// bytes (RFC 8323 §6).
+	BERT bool
 	// BodyLimit is the longest response body in bytes that the front can hand
 	// to its client in one piece (GC-54).
 	BodyLimit int

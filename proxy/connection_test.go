@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -156,5 +157,20 @@ func TestConnectionCloses(t *testing.T) {
 		end()
 		require.Zero(t, g.front.active.Load())
 		g.idle()
+	})
+}
+
+// A client whose connection ends while it waits is no failure of anybody's: its
+// exchange ends without a word.
+func TestConnectionGoneWhileWaiting(t *testing.T) {
+	inGateway(t, nil, func(g *gateway) {
+		a := g.peer("192.0.2.11:5683")
+		c, end := g.connect()
+		c.send(&wire.Message{Code: codes.GET, Token: []byte{1}, Options: message.Options{uri(serverURI)}})
+		q := a.request()
+		end()
+		g.after(time.Second)
+		a.answer(q, ack, "late")
+		require.Empty(t, g.log.FilterMessage("request refused").All())
 	})
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -121,10 +122,10 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	*r = exchange.Request{
 		ID: f.Engine.NextID(), Method: m.Code, Options: m.Options, Payload: m.Payload,
 		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(), Scheme: rx.Scheme(), Secured: rx.Secured() || len(removed) > 0,
-		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: rx.MaxPayload(),
+		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: rx.MaxPayload(), BERT: rx.BERT(),
 	}
 	if len(removed) > 0 {
-		r.Secured = true
+		r.Secured, r.BERT = true, false
 		r.BodyLimit = min(r.BodyLimit, maxLayeredPayload)
 		if failure == nil && removed.wornOut() && (hop.timeout.Present || wire.Has(m.Options, wire.Observe)) {
 			failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "the security context is nearly used up: renew it", RetryAfter: time.Minute} // OC-55
@@ -259,6 +260,8 @@ func (x *request) Respond(p *exchange.Response) exchange.Verdict {
 func (x *request) End(err error) {
 	switch {
 	case x.outcome != silent:
+	case errors.Is(err, exchange.ErrCanceled): // the client's session or connection has ended
+		x.in.Finish()
 	case err != nil:
 		x.send(x.front.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 	default:

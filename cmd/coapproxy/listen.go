@@ -224,16 +224,9 @@ func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.L
 
 // streamServer is the server of all connections over TCP and WebSocket.
 func (p *runningProxy) streamServer(c *config.Config, log *zap.Logger) *endpoint.StreamServer {
-	limits := endpoint.DefaultStreamLimits()
-	limits.Message = streamMessage
 	return endpoint.NewStreamServer(endpoint.StreamConfig{Engine: p.engine, Requests: p.front, MaxToken: c.Limits.MaxToken,
-		Limits: limits, Stats: &p.stats.streams, Log: log}, endpoint.DefaultServerLimits())
+		Limits: endpoint.DefaultStreamLimits(), Stats: &p.stats.streams, Log: log}, endpoint.DefaultServerLimits())
 }
-
-// streamMessage is the Max-Message-Size of connections: the base value of
-// RFC 8323 §5.3.1, since a larger one would offer BERT, whose blocks the proxy
-// does not cut. Longer bodies come and go in blocks.
-const streamMessage = 1152
 
 // connections opens a listener over TCP or WebSocket.
 func (p *runningProxy) connections(l config.Listener, log *zap.Logger) (*listener, error) {

@@ -52,10 +52,8 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 		return nil, err
 	}
 	g.legs = append(g.legs, secure)
-	limits := endpoint.DefaultStreamLimits()
-	limits.Message = streamMessage
 	streams, err := endpoint.NewStreamClient(ctx, endpoint.StreamClientConfig{
-		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: limits, Stats: &p.stats.upstream.streams, Log: log},
+		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: endpoint.DefaultStreamLimits(), Stats: &p.stats.upstream.streams, Log: log},
 		TLS:          &tls.Config{RootCAs: g.secrets.ServerAuthorities, Certificates: g.secrets.ServerCertificates, MinVersion: tls.VersionTLS13},
 		Timeout:      c.Limits.ResponseTimeout, Connections: c.Limits.UpstreamConnections, Calls: c.Limits.UpstreamPending,
 		Unused: unusedUpstream, RetryMin: time.Second, RetryMax: time.Minute})
