@@ -88,7 +88,7 @@ func TestForwardSchemes(t *testing.T) {
 		})
 	}
 	heard, l := NewHeard(), &leg{}
-	heard.note(netip.MustParseAddrPort("203.0.113.1:5683"), "nodes")
+	heard.note(netip.MustParseAddrPort("203.0.113.1:5683"), "nodes", "")
 	p := New(config(), l, heard)
 	allowed(t, l, try(p, worker, toServer("203.0.113.1:5683")))
 	r := toServer("203.0.113.1:5683")

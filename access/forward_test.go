@@ -136,20 +136,62 @@ func TestHeardBound(t *testing.T) {
 		server := netip.MustParseAddrPort("192.0.2.1:5683")
 		name := func(i int) string { return string(rune('a' + i)) }
 		for i := range maxHeardIn + 1 {
-			h.note(server, name(i))
+			h.note(server, name(i), "")
 			time.Sleep(time.Second)
 		}
 		in := func(group string) bool {
-			return h.in(server, time.Now(), func(g string) bool { return g == group })
+			_, ok := h.in(server, time.Now(), func(g string) bool { return g == group })
+			return ok
 		}
 		require.False(t, in(name(0)))
 		for i := 1; i <= maxHeardIn; i++ {
 			require.True(t, in(name(i)), i)
 		}
 		// Heard again, a group is young again.
-		h.note(server, name(1))
-		h.note(server, "new")
+		h.note(server, name(1), "")
+		h.note(server, "new", "")
 		require.True(t, in(name(1)))
 		require.False(t, in(name(2)))
+	})
+}
+
+// FP-11, FP-39: a name that a next proxy resolves is allowed by the name alone,
+// and a server that was heard behind a next proxy is reached there, unless the
+// client's own list has it.
+func TestNextHop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		heard := NewHeard()
+		l := &leg{}
+		p := New(config(func(c *Config) {
+			c.Clients[0].Forward = []Target{{Host: "a.example", Port: 5683}, {Network: netip.MustParsePrefix("203.0.113.0/24"), AnyPort: true}}
+		}), l, heard)
+		named := func(host string) *exchange.Request {
+			r := toServer("203.0.113.1:5683")
+			r.Target = exchange.Target{Scheme: "coap", Host: host, NextHop: "far", Addr: netip.AddrPortFrom(netip.Addr{}, 5683)}
+			return r
+		}
+		allowed(t, l, try(p, worker, named("a.example")))
+		refused(t, l, try(p, worker, named("b.example")), exchange.Denied)
+
+		g := toGroup(allNodes)
+		g.Target.NextHop = "far"
+		try(p, worker, g)
+		behind, listed, zoned := netip.MustParseAddrPort("10.0.0.9:61616"), netip.MustParseAddrPort("203.0.113.9:5683"), netip.MustParseAddrPort("[fe80::9%3]:5683")
+		for _, from := range []netip.AddrPort{behind, listed, zoned} {
+			l.sinks[0].Respond(&exchange.Response{From: from})
+		}
+		l.end()
+		require.Equal(t, "far", heard.Via(behind))
+		require.Empty(t, heard.Via(netip.MustParseAddrPort("10.0.0.8:61616")))
+		require.Empty(t, heard.Zone(zoned.Addr()), "the zone is none of this host")
+		for _, tt := range []struct {
+			to   netip.AddrPort
+			want string
+		}{{behind, "far"}, {listed, ""}, {zoned, "far"}} {
+			o := try(p, worker, toServer(tt.to.String()))
+			require.Equal(t, tt.want, l.requests[0].Target.NextHop)
+			allowed(t, l, o)
+		}
+		require.False(t, p.NamesGroup("a.example", 5683))
 	})
 }

@@ -19,6 +19,7 @@ type Heard struct {
 }
 
 type hearing struct {
+	via    string   // the next proxy behind which the server is, empty for none
 	groups []string // few: a server is in a handful of groups
 	at     []time.Time
 }
@@ -43,11 +44,13 @@ func NewHeard() *Heard {
 	return &Heard{servers: servers, zones: zones}
 }
 
-func (h *Heard) note(server netip.AddrPort, group string) {
+// note remembers that a server answered in a group, behind the next proxy via if
+// that is not empty: its zone is no interface of this host then.
+func (h *Heard) note(server netip.AddrPort, group, via string) {
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if zone := server.Addr().Zone(); zone != "" {
+	if zone := server.Addr().Zone(); zone != "" && via == "" {
 		h.zones.Add(server.Addr().WithZone(""), zone)
 	}
 	known, ok := h.servers.Get(server)
@@ -55,6 +58,7 @@ func (h *Heard) note(server netip.AddrPort, group string) {
 		known = &hearing{}
 		h.servers.Add(server, known)
 	}
+	known.via = via
 	oldest := 0
 	for i, g := range known.groups {
 		if g == group {
@@ -72,20 +76,32 @@ func (h *Heard) note(server netip.AddrPort, group string) {
 	known.groups[oldest], known.at[oldest] = group, now
 }
 
-// in reports whether the server was heard in a permitted group lately.
-func (h *Heard) in(server netip.AddrPort, now time.Time, permitted func(group string) bool) bool {
+// in reports whether the server was heard in a permitted group lately, and behind
+// which next proxy.
+func (h *Heard) in(server netip.AddrPort, now time.Time, permitted func(group string) bool) (via string, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	known, ok := h.servers.Peek(server)
 	if !ok {
-		return false
+		return "", false
 	}
 	for i, g := range known.groups {
 		if now.Sub(known.at[i]) < heardFor && permitted(g) {
-			return true
+			return known.via, true
 		}
 	}
-	return false
+	return "", false
+}
+
+// Via is the next proxy behind which a server was last heard, "" if it was heard
+// here or not at all. The zone of a link-local server is that proxy's.
+func (h *Heard) Via(server netip.AddrPort) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if known, ok := h.servers.Peek(server); ok {
+		return known.via
+	}
+	return ""
 }
 
 // Zone is the interface on which a link-local server was last heard, "" if it

@@ -302,9 +302,9 @@ type groupSink struct {
 // Respond implements exchange.Sink.
 func (s *groupSink) Respond(p *exchange.Response) exchange.Verdict {
 	if p.From.IsValid() {
-		s.heard.note(p.From, s.names.GroupName)
+		s.heard.note(p.From, s.names.GroupName, s.names.NextHop)
 		for _, a := range s.names.Also {
-			s.heard.note(p.From, a.Name)
+			s.heard.note(p.From, a.Name, s.names.NextHop)
 		}
 	}
 	return s.sink.Respond(p)
@@ -317,17 +317,31 @@ func (s *groupSink) End(err error) {
 }
 
 // mayForward checks a unicast target: the client's list, and the kinds of
-// address that are out of bounds unless allowed (FP-11). A server heard in one
-// of the client's groups, or announced for one, passes both; the former under the
-// scheme of groups (GP-112).
+// address that are out of bounds unless allowed (FP-11); a name that a next proxy
+// resolves is checked there. A server heard in one of the client's groups, or
+// announced for one, passes both; the former under the scheme of groups (GP-112),
+// and it is reached the way it was heard: behind a next proxy, unless the client's
+// own list has it.
 func (p *Policy) mayForward(r *exchange.Request, c *client) bool {
 	permitted := func(name string) bool { return c.AllGroups || slices.Contains(c.Groups, name) }
-	if c.FollowUp && (slices.ContainsFunc(r.Target.Announced, permitted) ||
-		r.Target.Scheme == "coap" && p.heard.in(r.Target.Addr, r.Arrival, permitted)) {
+	if p.allowed(r, c) || c.FollowUp && slices.ContainsFunc(r.Target.Announced, permitted) {
 		return true
 	}
+	if !c.FollowUp || r.Target.Scheme != "coap" {
+		return false
+	}
+	via, ok := p.heard.in(r.Target.Addr, r.Arrival, permitted)
+	if ok && r.Target.NextHop == "" {
+		r.Target.NextHop = via
+	}
+	return ok
+}
+
+// allowed checks a unicast target by the client's list.
+func (p *Policy) allowed(r *exchange.Request, c *client) bool {
 	addr := r.Target.Addr.Addr()
 	switch {
+	case !addr.IsValid() && r.Target.NextHop != "":
 	case addr.IsUnspecified(), addr.IsMulticast(), addr == broadcast: // GC-9
 		return false
 	case addr.IsLoopback() && !p.config.AllowLoopback,
@@ -341,6 +355,11 @@ func (p *Policy) mayForward(r *exchange.Request, c *client) bool {
 		}
 	}
 	return false
+}
+
+// NamesGroup reports whether a host name and port are those of a group.
+func (p *Policy) NamesGroup(host string, port uint16) bool {
+	return p.named[hostPort{host, port}] != nil
 }
 
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})

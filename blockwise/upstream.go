@@ -175,6 +175,13 @@ func (c *call) adopt(running exchange.Canceler) {
 	c.mu.Unlock()
 }
 
+// Acknowledge implements exchange.Acknowledged.
+func (c *call) Acknowledge() {
+	if a, ok := c.sink.(exchange.Acknowledged); ok {
+		a.Acknowledge()
+	}
+}
+
 // Cancel implements exchange.Canceler.
 func (c *call) Cancel() {
 	c.mu.Lock()

@@ -260,7 +260,7 @@ func withoutETags(r *exchange.Request) *exchange.Request {
 func (a *scratch) flightKey(groups []exchange.GroupAddr, observe bool) {
 	a.flight = append(a.flight[:0], a.key...)
 	for _, g := range groups {
-		a.flight = appendAddr(append(a.flight, 'g'), g.Addr)
+		a.flight = appendGroup(a.flight, g)
 	}
 	if observe {
 		a.flight = append(a.flight, 'o')
@@ -270,4 +270,19 @@ func (a *scratch) flightKey(groups []exchange.GroupAddr, observe bool) {
 		a.flight = append(append(a.flight, 'e', byte(len(v))), v...)
 	}
 	a.flight = append(a.flight, 'n', byte(a.silence))
+	if a.onward && groups != nil {
+		for _, v := range a.groupTags { // the next proxy may confirm one of them (GP-104)
+			a.flight = append(append(a.flight, 't', byte(len(v))), v...)
+		}
+	}
+}
+
+// appendGroup appends what tells groups apart: the address, or the name where a
+// next proxy resolves it.
+func appendGroup(key []byte, g exchange.GroupAddr) []byte {
+	key = appendAddr(append(key, 'g'), g.Addr)
+	if !g.Addr.IsValid() {
+		key = append(append(key, g.Name...), 0)
+	}
+	return key
 }

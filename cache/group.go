@@ -71,6 +71,9 @@ func (c *Cache) membersOf(groups []exchange.GroupAddr, buffer *[]netip.AddrPort)
 	if !complete {
 		c.mu.Lock()
 		for _, g := range groups {
+			if !g.Addr.IsValid() { // a name that a next proxy resolves: no key
+				continue
+			}
 			if heard, ok := c.heard.Get(g.Addr); ok {
 				*buffer = appendNew(*buffer, heard.Keys())
 			}
@@ -100,6 +103,9 @@ func appendNew(to, more []netip.AddrPort) []netip.AddrPort {
 // hear notes that a server answered in a group. Called under Cache.mu.
 func (c *Cache) hear(group *audience, server netip.AddrPort) {
 	for _, g := range group.groups {
+		if !g.Addr.IsValid() {
+			continue
+		}
 		heard, ok := c.heard.Get(g.Addr)
 		if !ok {
 			heard, _ = lru.NewLRU[netip.AddrPort, struct{}](c.config.MaxHeard, nil)
@@ -283,7 +289,7 @@ func (s *shared) refetch(server netip.AddrPort, port uint16, without []*subscrib
 	}
 	r := *s.group.request
 	r.Arrival = time.Now()
-	r.Target = exchange.Target{Scheme: groupScheme, Addr: server}
+	r.Target = exchange.Target{Scheme: groupScheme, Addr: server, NextHop: s.group.target.NextHop}
 	s.fetches = append(s.fetches, s.cache.Exchange(&r, &refetch{shared: s, port: port, to: slices.Clone(without)}))
 }
 

@@ -58,6 +58,7 @@ type asked struct {
 	echo      bool
 	protected bool   // by OSCORE
 	hashed    bool   // with a Request-Hash
+	onward    bool   // to a next proxy
 	silence   uint32 // No-Response
 }
 
@@ -67,6 +68,7 @@ const (
 	queryItem  = 2
 	optionItem = 3
 	bodyItem   = 4
+	hopItem    = 5
 )
 
 // Marks in front of the name of the client whose entry it is.
@@ -78,7 +80,7 @@ const (
 // read fills a from r and says whether the cache must leave r alone. The key is
 // complete up to the server part in every case that names a URI.
 func (a *asked) read(r *exchange.Request, c *Config) Bypass {
-	*a = asked{key: append(a.key[:0], byte(r.Method)), etags: a.etags[:0], groupTags: a.groupTags[:0], hopLimit: c.HopLimit}
+	*a = asked{key: append(a.key[:0], byte(r.Method)), etags: a.etags[:0], groupTags: a.groupTags[:0], hopLimit: c.HopLimit, onward: r.Target.NextHop != ""}
 	a.key = appendURI(a.key, r.Options, wire.URIPath, wire.URIQuery)
 	a.uri = len(a.key)
 	bypass := NoBypass
@@ -99,6 +101,9 @@ func (a *asked) read(r *exchange.Request, c *Config) Bypass {
 		} else {
 			a.key = append(appendItem(a.key, bodyItem, nil), r.Payload...) // FP-41, GC-71
 		}
+	}
+	if r.Target.NextHop != "" { // other servers than those that are reached from here
+		a.key = append(appendItem(a.key, hopItem, nil), r.Target.NextHop...)
 	}
 	a.request = len(a.key)
 	switch {

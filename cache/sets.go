@@ -50,7 +50,7 @@ func newSets(s *store, size int) (*sets, error) {
 func (s *sets) of(request []byte, groups []exchange.GroupAddr) *set {
 	s.buffer = append(s.buffer[:0], request...)
 	for _, g := range groups {
-		s.buffer = appendAddr(append(s.buffer, 'g'), g.Addr)
+		s.buffer = appendGroup(s.buffer, g)
 	}
 	hash := sum(s.store.seed, s.buffer)
 	if known, ok := s.known.Get(hash); ok && bytes.Equal(known.key, s.buffer) {

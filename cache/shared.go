@@ -87,7 +87,9 @@ func (u *subscriber) Cancel() {
 // admits reports whether a request that has the flight key of s may join it.
 // Called under Cache.mu.
 func (s *shared) admits(a *scratch, r *exchange.Request, now time.Time) bool {
-	if s.closed || s.unstored || !bytes.Equal(s.flight, a.flight) || a.hopLimit > s.hopLimit || r.Confirmable && !s.confirmable {
+	if s.closed || s.unstored || !bytes.Equal(s.flight, a.flight) || a.hopLimit > s.hopLimit ||
+		a.onward && a.hopLimit != s.hopLimit || // it may be the same request, that came round (FP-52)
+		r.Confirmable && !s.confirmable {
 		return false
 	}
 	for _, e := range s.heard { // GC-82, GP-68

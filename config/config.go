@@ -43,6 +43,8 @@ type Config struct {
 	Limits  Limits  `yaml:"limits"`
 	Log     Log     `yaml:"log"`
 	OSCORE  OSCORE  `yaml:"oscore"`
+	// NextHop lists the next proxies of chains (FP-39).
+	NextHop []NextHop `yaml:"next_hop"`
 
 	source source
 }
@@ -111,7 +113,7 @@ type Group struct {
 	Name string   `yaml:"name"`
 	URI  GroupURI `yaml:"uri"`
 	// Interfaces are the outgoing interfaces; at least one (GC-7). With a zone
-	// in URI it is that one.
+	// in URI it is that one. A group without any is one that a next hop reaches.
 	Interfaces []string `yaml:"interfaces"`
 	// HopLimit is the IP hop limit; 0 means by address. Use
 	// [Group.HopLimitFor] (GC-6).

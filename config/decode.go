@@ -87,6 +87,10 @@ func (d *decoder) value(n *yaml.Node, key string, out reflect.Value) {
 		text(d, n, key, "an address", p, parseAnnounced)
 	case *PortRange:
 		text(d, n, key, "an address with ports such as 192.0.2.1:6000-6099", p, parsePortRange)
+	case *HopURI:
+		text(d, n, key, "a URI such as coap://192.0.2.9", p, parseHop)
+	case *Via:
+		text(d, n, key, "a target such as coap://192.0.2.7", p, parseVia)
 	case *HostPort:
 		text(d, n, key, "a host and port such as 192.0.2.7:5683", p, parseHostPort)
 	case *CertificateName:
@@ -185,12 +189,6 @@ func (d *decoder) structure(n *yaml.Node, key string, out reflect.Value) {
 			d.value(v, path, out.Field(i))
 			return
 		}
-		if key == "" && isReserved(name) {
-			if !isEmpty(v) {
-				d.failAt(line, path, "not supported by this version", "remove it")
-			}
-			return
-		}
 		hint := "known here: " + strings.Join(known, ", ")
 		if near := nearest(name, known); near != "" {
 			hint = "did you mean " + near + "?"
@@ -251,6 +249,8 @@ func (d *decoder) list(n *yaml.Node, key, want string, out reflect.Value) {
 			*p = DefaultGroup()
 		case *Route:
 			*p = DefaultRoute()
+		case *NextHop:
+			*p = DefaultNextHop()
 		case *NStartTarget:
 			p.NStart = 1 // FP-92
 		}
@@ -303,16 +303,6 @@ func textHint(n *yaml.Node) string {
 	return "write " + strconv.Quote(n.Value[:min(len(n.Value), 80)])
 }
 
-// isReserved reports whether a top-level key belongs to a later version.
-func isReserved(name string) bool {
-	switch name {
-	case "next_hop":
-		return true
-	default:
-		return false
-	}
-}
-
 // target follows an alias to what it stands for.
 func target(n *yaml.Node) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
@@ -322,12 +312,6 @@ func target(n *yaml.Node) *yaml.Node {
 }
 
 func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" }
-
-// isEmpty reports whether n is nothing, an empty text, list or mapping.
-func isEmpty(n *yaml.Node) bool {
-	n = target(n)
-	return isNull(n) || n.Kind == yaml.ScalarNode && n.Value == "" || n.Kind != yaml.ScalarNode && len(n.Content) == 0
-}
 
 // describe names n for a message about its type.
 func describe(n *yaml.Node) string {

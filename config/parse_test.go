@@ -26,7 +26,7 @@ func same(t *testing.T, want, got *config.Config) {
 func TestParseEmpty(t *testing.T) {
 	for _, text := range []string{"", "\n", "# nothing\n", "---\n", "{}", "null", "\xef\xbb\xbf",
 		"listen:\nclients:\ngroups:\nnames:\nproxy:\nlimits:\nlog:\n",
-		"credentials:\nroutes: []\nnext_hop: {}\nmetrics: ~\n",
+		"credentials:\nroutes: []\nnext_hop: []\nmetrics: ~\n",
 		"proxy:\n  max_timeout:\n  option_numbers:\n"} {
 		c, err := parse(text)
 		require.NoError(t, err, "%q", text)

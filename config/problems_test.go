@@ -111,8 +111,6 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:1: cache.enabled: must be true or false, not the text \"maybe\"",
 			"c.yaml:1: cache.max_entries: 0 is out of range; write a value from 1 to 16777216",
 			"c.yaml:1: cache.max_age: 1.5s is not a whole number of seconds; write e.g. 2s"}},
-		{"reserved keys", "names: {}\nnext_hop: {uri: a}\n", []string{
-			"c.yaml:2: next_hop: not supported by this version; remove it"}},
 		{"metrics", "metrics:\n  listen: localhost\n", []string{
 			`c.yaml:2: metrics.listen: localhost is not an address and port; write auto, off or e.g. 127.0.0.1:9683`}},
 

@@ -26,6 +26,7 @@ func (c *Config) validate(s settings, known Problems) Problems {
 	v.listeners()
 	v.names()
 	v.groups()
+	v.nextHops()
 	v.clients()
 	v.routes()
 	v.proxy()

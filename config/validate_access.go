@@ -143,6 +143,9 @@ func (v *validator) groupAddr(key string, addr netip.Addr, as string) bool {
 // groupInterfaces checks the outgoing interfaces of the group at key (GC-7).
 func (v *validator) groupInterfaces(key string, g *Group) {
 	zone := g.URI.Addr.Zone()
+	if zone == "" && len(g.Interfaces) == 0 && v.reachedByHop(g) {
+		return
+	}
 	if zone != "" {
 		v.networkInterface(key+".uri", zone)
 		if len(g.Interfaces) > 0 && !slices.Equal(g.Interfaces, []string{zone}) {
@@ -152,7 +155,11 @@ func (v *validator) groupInterfaces(key string, g *Group) {
 	}
 	key += ".interfaces"
 	if len(g.Interfaces) == 0 {
-		v.add(key, "missing", "write the interfaces to send on, e.g. [eth0]")
+		hint := "write the interfaces to send on, e.g. [eth0]"
+		if len(v.c.NextHop) > 0 {
+			hint += ", or put the group among the targets of a next_hop"
+		}
+		v.add(key, "missing", hint)
 	}
 	unique(v, key, g.Interfaces)
 	for i, name := range g.Interfaces {

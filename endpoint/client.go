@@ -30,6 +30,8 @@ type ClientConfig struct {
 	Dedup  DedupLimits
 	Stats  *Stats
 	Log    *zap.Logger
+	// RoundTrips measures the ways to servers; may be nil.
+	RoundTrips *RoundTrips
 	// Open opens a client port of the address family of the given wildcard
 	// address.
 	Open func(ctx context.Context, wildcard netip.Addr) (PacketConn, error)
@@ -284,7 +286,7 @@ func (c *Client) portOf(family, i int) (*Endpoint, error) {
 			return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "no source port", RetryAfter: time.Second, Err: err}
 		}
 		e := New(Config{Conn: conn, Engine: c.config.Engine, Responses: c, Params: c.config.Params, Dedup: c.config.Dedup,
-			Stats: c.config.Stats, Log: c.config.Log})
+			RoundTrips: c.config.RoundTrips, Stats: c.config.Stats, Log: c.config.Log})
 		c.ports[family] = append(c.ports[family], e)
 		c.wg.Add(1)
 		go func() {
@@ -450,6 +452,9 @@ func (k *call) finish(err error) {
 // Cancel implements exchange.Canceler.
 func (k *call) Cancel() { k.stop(exchange.ErrCanceled) }
 
+// Forget implements exchange.Forgetter.
+func (k *call) Forget() { k.finish(exchange.ErrCanceled) }
+
 func (k *call) expire(now time.Time) {
 	if k.open != nil {
 		k.openExpired(now)
@@ -466,6 +471,7 @@ func (k *call) Acknowledged(uint16) {
 	if k.over.Load() {
 		return
 	}
+	acknowledge(k.sink)
 	if o := k.open; o != nil && o.silent {
 		k.finish(nil)
 		return
@@ -476,6 +482,13 @@ func (k *call) Acknowledged(uint16) {
 	c.mu.Unlock()
 	if next != nil {
 		c.send(next, next.request, err)
+	}
+}
+
+// acknowledge tells a sink that wants to know that its request has arrived.
+func acknowledge(w exchange.Sink) {
+	if a, ok := w.(exchange.Acknowledged); ok {
+		a.Acknowledge()
 	}
 }
 

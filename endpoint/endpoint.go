@@ -50,8 +50,10 @@ type Config struct {
 	DedupResponses bool
 	// MaxToken is the longest Token accepted from a client (FP-83).
 	MaxToken int
-	Stats    *Stats
-	Log      *zap.Logger
+	// RoundTrips measures the way to the peers; nil: nobody wants to know (GP-94).
+	RoundTrips *RoundTrips
+	Stats      *Stats
+	Log        *zap.Logger
 }
 
 // Endpoint is the message layer on one packet connection. Its methods are safe
@@ -213,6 +215,9 @@ func (e *Endpoint) acknowledged(d *Datagram, m *wire.Message) {
 	if !ok {
 		e.Stats.Ignored.Add(1)
 		return
+	}
+	if e.RoundTrips != nil && m.Code == codes.Empty && p.t.repeats == 0 { // no response that took its time
+		e.RoundTrips.Note(d.Peer.key(), time.Since(p.t.sent))
 	}
 	if m.Code != codes.Empty && e.Responses != nil {
 		e.Responses.HandleResponse(e, d.Peer, m)

@@ -47,7 +47,7 @@ func (e *Endpoint) Send(peer Peer, path Path, m *wire.Message, w Watcher) error 
 	key := keyOf(peer.key(), m.ID)
 	p := pending{watcher: w}
 	if m.Type == message.Confirmable {
-		p.t = &transmission{endpoint: e, watcher: w, peer: peer, path: path, id: m.ID, timeout: e.Params.initialTimeout()}
+		p.t = &transmission{endpoint: e, watcher: w, peer: peer, path: path, id: m.ID, timeout: e.Params.initialTimeout(), sent: time.Now()}
 		p.t.deadline.Fire = p.t.expire
 	}
 	e.mu.Lock()
@@ -63,7 +63,7 @@ func (e *Endpoint) Send(peer Peer, path Path, m *wire.Message, w Watcher) error 
 		return err
 	}
 	if p.t != nil {
-		e.Engine.Schedule(&p.t.deadline, time.Now().Add(p.t.timeout))
+		e.Engine.Schedule(&p.t.deadline, p.t.sent.Add(p.t.timeout))
 	}
 	return nil
 }
@@ -151,9 +151,10 @@ type transmission struct {
 	path     Path
 	id       uint16
 	encoded  []byte
+	sent     time.Time
 	timeout  time.Duration // doubles each time
-	repeats  int
-	settled  bool // guarded by the endpoint's lock
+	repeats  int           // guarded by the endpoint's lock, like settled
+	settled  bool
 }
 
 func (t *transmission) expire(now time.Time) {
@@ -174,13 +175,15 @@ func (t *transmission) expire(now time.Time) {
 			delete(e.pending, key)
 		}
 	}
+	if !over {
+		t.repeats++
+	}
 	e.mu.Unlock()
 	if over {
 		e.Stats.Timeouts.Add(1)
 		t.watcher.Failed(t.id, ErrNoAck)
 		return
 	}
-	t.repeats++
 	t.timeout *= 2
 	e.Stats.Retransmissions.Add(1)
 	_ = e.out.putBytes(t.peer, t.path, t.encoded)

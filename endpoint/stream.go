@@ -131,10 +131,12 @@ type Stream struct {
 	// closing: nothing is put into the queue any more; the writer empties it.
 	closing bool
 	// cause is why the connection ends, nil while it does not.
-	cause    error
-	settled  bool // the peer's CSM has arrived
-	pinged   time.Time
-	released bool // the peer sent Release
+	cause   error
+	settled bool // the peer's CSM has arrived
+	pinged  time.Time
+	// roundTrip is that of the last Ping, 0 before the first.
+	roundTrip time.Duration
+	released  bool // the peer sent Release
 	// peerMessage is the peer's Max-Message-Size.
 	peerMessage int
 	peerBlocks  bool // the peer can do block-wise transfer

@@ -505,6 +505,7 @@ func (k *streamCall) send(s *Stream, m *wire.Message) {
 	m.Token = token[:]
 	err = s.put(m)
 	if err == nil {
+		acknowledge(k.sink) // the connection is there, and says so if it breaks
 		if k.open != nil && k.open.silent {
 			k.endWith(nil)
 		}
@@ -535,6 +536,9 @@ func (k *streamCall) end(err error) {
 
 // Cancel implements exchange.Canceler.
 func (k *streamCall) Cancel() { k.stop(exchange.ErrCanceled) }
+
+// Forget implements exchange.Forgetter.
+func (k *streamCall) Forget() { k.endWith(exchange.ErrCanceled) }
 
 func (k *streamCall) expire(now time.Time) {
 	if k.open != nil {

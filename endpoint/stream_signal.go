@@ -39,7 +39,12 @@ func (s *Stream) signal(m *wire.Message) {
 		s.peerCSM(m)
 	case codes.Ping:
 		s.ping(m)
-	case codes.Pong: // that something arrived is all that matters
+	case codes.Pong: // beside how long it took, that something arrived is all that matters
+		s.mu.Lock()
+		if !s.pinged.IsZero() {
+			s.roundTrip = time.Since(s.pinged)
+		}
+		s.mu.Unlock()
 	case codes.Release:
 		s.Stats.ReleasesReceived.Add(1)
 		s.mu.Lock()

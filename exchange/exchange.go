@@ -37,6 +37,21 @@ type Locator interface {
 	Locate(t *Target)
 }
 
+// Acknowledged is a Sink that wants to know that its request has reached the
+// other side. The leg calls it when it learns that otherwise than by a response,
+// on any goroutine, also while another call on the Sink runs or after the last:
+// it only takes note. Not every leg can tell.
+type Acknowledged interface {
+	Acknowledge()
+}
+
+// Forgetter is a Canceler that can also end its exchange without telling the
+// other side, which knows that it is over. Otherwise it is Cancel.
+type Forgetter interface {
+	Canceler
+	Forget()
+}
+
 // Verdict is a Sink's answer to a response.
 type Verdict uint8
 
@@ -94,8 +109,9 @@ type Request struct {
 	Payload []byte
 	// Confirmable says that the client asked for reliable transport.
 	Confirmable bool
-	// Target is where the request goes.
+	// Target is where the request goes, Form how the client said so.
 	Target Target
+	Form   Form
 	// Timeout is T', how long a client of a group waits.
 	Timeout Timeout
 	// Client is who asks; nil while nobody has been identified.
@@ -146,6 +162,10 @@ type Target struct {
 	Addr netip.AddrPort
 	// Group marks a group request (GP-21).
 	Group bool
+	// NextHop names the next proxy that the request goes to instead (FP-39); empty:
+	// it goes to Addr. The address in Addr is invalid then if the target has a name
+	// that was not resolved, and its zone is the next proxy's to understand.
+	NextHop string
 	// GroupName is the name under which the operator configured the group at
 	// Addr; the access layer fills it in.
 	GroupName string
@@ -170,6 +190,20 @@ func (t Target) String() string {
 		return t.Scheme + "://" + t.Host + ":" + strconv.Itoa(int(t.Addr.Port()))
 	}
 }
+
+// Form is how a request names its target: the option that makes it a proxy
+// request. A next proxy is told in the same form (FP-39).
+type Form uint8
+
+// NoForm is that of a request to a target of the proxy itself, or from another
+// protocol.
+const (
+	NoForm Form = iota
+	FormURI
+	FormCRI
+	FormScheme
+	FormSchemeNumber
+)
 
 // GroupAddr is one more group of a group request.
 type GroupAddr struct {

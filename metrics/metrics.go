@@ -56,12 +56,23 @@ type Labelled interface {
 // where stats is not Labelled. It panics on any other struct: that is a mistake
 // in the program, not in its input.
 func (r *Registry) Register(room string, stats any, names func(i int) string) {
+	r.register(room, stats, Sample{}, names)
+}
+
+// RegisterFor is Register for one of several that count the same, told apart by
+// a label; its struct has no arrays.
+func (r *Registry) RegisterFor(room string, stats any, label, value string) {
+	r.register(room, stats, Sample{Label: label, LabelValue: value}, nil)
+}
+
+func (r *Registry) register(room string, stats any, of Sample, names func(i int) string) {
 	v := reflect.ValueOf(stats).Elem()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range v.NumField() {
 		tag := v.Type().Field(i).Tag
-		s := Sample{Name: room + "_" + tag.Get("metric"), Help: tag.Get("help")}
+		s := of
+		s.Name, s.Help = room+"_"+tag.Get("metric"), tag.Get("help")
 		switch field := v.Field(i).Addr().Interface().(type) {
 		case *atomic.Uint64:
 			r.sources = append(r.sources, source{s, func() int64 { return int64(field.Load()) }})

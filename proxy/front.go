@@ -131,6 +131,9 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 			failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "the security context is nearly used up: renew it", RetryAfter: time.Minute} // OC-55
 		}
 	}
+	if hop.timeout.Present {
+		r.PreviousHop = rx.RoundTrip() // GP-94
+	}
 	if ce := f.Log.Check(zap.DebugLevel, "request"); ce != nil {
 		ce.Write(zap.Uint64("exchange", r.ID), zap.Stringer("client", r.Peer), zap.String("method", wire.CodeString(r.Method)),
 			zap.Uint32("timeout", r.Timeout.Seconds), zap.Bool("group", r.Timeout.Present))

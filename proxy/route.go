@@ -18,6 +18,8 @@ import (
 type Route struct {
 	Group   exchange.Handler
 	Unicast exchange.Handler
+	// NextHop gets the requests for next proxies; nil if there are none.
+	NextHop exchange.Handler
 	Numbers *wire.Numbers
 	// HopLimit is inserted where a request has none (FP-53).
 	HopLimit uint8
@@ -52,17 +54,20 @@ func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 	if f != nil {
 		return exchange.Fail(w, f)
 	}
-	s := &checked{sink: w, route: t, id: r.ID}
+	s := &checked{sink: w, route: t, id: r.ID, onward: r.Target.NextHop != ""}
 	t.running.Add(1)
-	if !r.Target.Group {
+	leg := t.Unicast
+	if r.Target.Group {
+		s.group, leg = true, t.Group
+	} else {
 		s.held = t.HoldBack.key(r)
-		r.Options = options
 		r.Timeout = exchange.Timeout{} // it means nothing to a single server (GP-28)
-		return t.Unicast.Exchange(r, s)
 	}
-	s.group = true
+	if s.onward {
+		leg = t.NextHop
+	}
 	r.Options = options
-	return t.Group.Exchange(r, s)
+	return leg.Exchange(r, s)
 }
 
 // fitsGroup refuses request bodies that do not go into one multicast message
@@ -89,7 +94,7 @@ func (t *Route) fitsGroup(r *exchange.Request) *exchange.Failure {
 // (FP-24, GC-72). Block2 goes on: a client may ask a group for blocks (GC-50).
 // So does Hop-Limit, less one: a member of a group may be a proxy (GC-75).
 func (t *Route) onward(r *exchange.Request, options message.Options) (message.Options, *exchange.Failure) {
-	group := r.Target.Group
+	group, onward := r.Target.Group, r.Target.NextHop != ""
 	hop := []byte{t.HopLimit}
 	var hopPlaced, noResponse bool
 	for _, o := range r.Options {
@@ -122,14 +127,17 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 			}
 			noResponse = true // GP-35
 		case t.Numbers.GroupETag:
-			if group {
-				continue // GP-30
+			if group && !onward {
+				continue // GP-30, and GP-104 for a next proxy
 			}
 		}
 		options = append(options, o)
 	}
 	if !hopPlaced {
 		options = append(options, message.Option{ID: wire.HopLimit, Value: hop})
+	}
+	if onward { // which gets the target with all of it (FP-39)
+		return options, nil
 	}
 	if r.Target.Host != "" {
 		options = insertOption(options, wire.URIHost, []byte(r.Target.Host)) // GC-72
@@ -146,8 +154,10 @@ type checked struct {
 	route *Route
 	id    uint64
 	group bool
-	held  holdKey
-	end   error // replaces the regular end
+	// onward: it is from a next proxy.
+	onward bool
+	held   holdKey
+	end    error // replaces the regular end
 }
 
 // Respond implements exchange.Sink. What can be processed is the client's
@@ -155,12 +165,12 @@ type checked struct {
 func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 	if f := checkResponse(p); f != nil {
 		c.route.Log.Info("unusable response", zap.Uint64("exchange", c.id), zap.Stringer("server", p.From), zap.String("reason", f.Detail))
-		if !c.group {
+		if !c.group || p.GroupPort == 0 {
 			c.end = f
 			return exchange.Stop
 		}
 		bad := failureResponse(f, c.route.Numbers) // GP-60
-		bad.From, bad.GroupPort = p.From, p.GroupPort
+		bad.From, bad.ReplyFrom, bad.GroupPort = p.From, p.ReplyFrom, p.GroupPort
 		bad.Options = insertOption(bad.Options, wire.MaxAge, nil) // it says nothing about the next response
 		return c.sink.Respond(bad)
 	}
@@ -187,19 +197,20 @@ func (c *checked) End(err error) {
 	c.sink.End(err)
 }
 
-// hopLimitReached puts this proxy's name in front of the list in a 5.08, and
-// stops one that has been here before (FP-54).
+// hopLimitReached puts this proxy's name in front of the list in a 5.08. One that
+// has been here before is not passed on: the client gets one of this proxy's own,
+// which names the loop once (FP-54).
 func (c *checked) hopLimitReached(p *exchange.Response) exchange.Verdict {
 	own := []byte(c.route.Identifier)
-	for name := range bytes.SplitSeq(p.Payload, []byte{' '}) {
-		if bytes.Equal(name, own) {
-			c.route.Log.Warn("forwarding loop", zap.Uint64("exchange", c.id), zap.ByteString("path", p.Payload))
-			if c.group {
-				return exchange.Continue
-			}
-			c.end = &exchange.Failure{Reason: exchange.HopLimitReached, Detail: c.route.Identifier}
-			return exchange.Stop
+	names := bytes.Split(p.Payload, []byte{' '})
+	if i := slices.IndexFunc(names, func(n []byte) bool { return bytes.Equal(n, own) }); i >= 0 {
+		c.route.Log.Warn("forwarding loop", zap.Uint64("exchange", c.id), zap.ByteString("path", p.Payload))
+		if c.group && p.GroupPort != 0 {
+			return exchange.Continue
 		}
+		path := append([][]byte{own}, names[:i]...)
+		c.end = &exchange.Failure{Reason: exchange.HopLimitReached, Detail: string(bytes.Join(path, []byte{' '}))}
+		return exchange.Stop
 	}
 	if len(own)+1+len(p.Payload) > maxHopPath {
 		return c.sink.Respond(p)

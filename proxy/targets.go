@@ -33,6 +33,12 @@ type Targets struct {
 	// OwnNames are further names of the proxy in lower case, and addresses that
 	// are not its own but lead to it, in canonical form.
 	OwnNames map[string]bool
+	// NextHop returns the name of the next proxy for a target, before its name is
+	// resolved; "" if it is reached from here. It may be nil.
+	NextHop func(scheme, host string, addr netip.Addr, port uint16) string
+	// GroupName reports whether a host name and port are those of a group: one that
+	// a next proxy reaches is not resolved here.
+	GroupName func(host string, port uint16) bool
 	// Zone returns the interface on which a link-local server was last heard,
 	// or the default one, or "" (GP-57).
 	Zone   func(netip.Addr) string
@@ -129,13 +135,17 @@ func (t *Targets) reach(r *exchange.Request, w exchange.Sink, d *destination, st
 	if l, ok := w.(exchange.Locator); ok {
 		l.Locate(&r.Target)
 	}
-	if !t.Serves(d.scheme) {
+	r.Target.NextHop = t.hopFor(d)
+	if r.Target.NextHop == "" && !t.Serves(d.scheme) {
 		return exchange.Fail(w, exchange.Failf(exchange.NotProxied, "scheme %s is not served", d.scheme)) // FP-7, GP-22
 	}
 	if t.addressed(r, d) {
+		r.Target.NextHop = ""
 		return t.itself(r, w, d, stoodIn) // FP-8
 	}
 	switch {
+	case r.Target.NextHop != "":
+		return t.toNextHop(r, w, d, stoodIn)
 	case d.addr.IsMulticast():
 		return t.proceed(r, w, []netip.Addr{d.addr}, d.port, stoodIn)
 	case d.addr.IsValid():
@@ -228,6 +238,24 @@ func (t *Targets) local(r *exchange.Request, w exchange.Sink) exchange.Canceler 
 	return t.Local.Exchange(r, w)
 }
 
+// formOf is the form in which a proxy request names its target (FP-2).
+func formOf(options message.Options) exchange.Form {
+	form := exchange.NoForm
+	for _, o := range options {
+		switch {
+		case o.ID == wire.ProxyCRI:
+			return exchange.FormCRI
+		case o.ID == wire.ProxyURI:
+			form = exchange.FormURI
+		case o.ID == wire.ProxyScheme && form == exchange.NoForm:
+			form = exchange.FormScheme
+		case o.ID == wire.ProxySchemeNumber && form == exchange.NoForm:
+			form = exchange.FormSchemeNumber
+		}
+	}
+	return form
+}
+
 func isProxyRequest(options message.Options) bool {
 	for _, o := range options {
 		switch o.ID {
@@ -247,6 +275,7 @@ func (t *Targets) split(r *exchange.Request, options message.Options) (destinati
 	if f != nil {
 		return d, options, f
 	}
+	r.Form = formOf(r.Options)
 	if whole {
 		d = destination{scheme: uri.Scheme, host: uri.Host, addr: uri.Addr, port: uri.Port}
 	} else if d, f = t.fromScheme(r); f != nil {
@@ -404,16 +433,11 @@ func (t *Targets) fromScheme(r *exchange.Request) (destination, *exchange.Failur
 
 // proceed classifies the addresses of a target and passes the request on.
 func (t *Targets) proceed(r *exchange.Request, w exchange.Sink, addrs []netip.Addr, port uint16, stoodIn bool) exchange.Canceler {
-	groups := 0
-	for _, a := range addrs {
-		if a.IsMulticast() {
-			groups++
-		}
+	groups, failure := allGroups(addrs)
+	if failure != nil {
+		return exchange.Fail(w, failure)
 	}
-	if groups > 0 && groups < len(addrs) {
-		return exchange.Fail(w, exchange.Failf(exchange.BadRequest, "the name stands for groups and for single servers")) // GC-3
-	}
-	if groups == 0 {
+	if !groups {
 		return t.single(r, w, netip.AddrPortFrom(addrs[0], port), stoodIn)
 	}
 	if r.Target.Scheme != "coap" {

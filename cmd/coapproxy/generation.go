@@ -13,6 +13,7 @@ import (
 
 	"coapproxy/access"
 	"coapproxy/blockwise"
+	"coapproxy/chain"
 	"coapproxy/config"
 	"coapproxy/exchange"
 	"coapproxy/httpbridge"
@@ -40,6 +41,7 @@ type generation struct {
 	webCert     *tls.Certificate  // nil without one for https
 
 	route  *proxy.Route
+	chain  *chain.Chain // nil: no next proxies
 	names  *proxy.Names
 	cancel context.CancelFunc
 	legs   []leg
@@ -90,6 +92,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 		Group:   &blockwise.Continuation{Group: groupLeg, Unicast: servers.coap, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")},
 		Unicast: servers.legs, Numbers: p.numbers, HopLimit: uint8(c.Proxy.HopLimit),
 		Identifier: identifierOf(c), GroupBody: groupBody(c), HoldBack: p.holdBack, Log: log.Named("route")}
+	g.route.NextHop = p.chainOf(ctx, c, g, servers, log)
 	g.exit = g.route
 	if len(g.learned) > 0 {
 		g.exit = &membership.Listener{Next: g.route, Groups: g.learned}
@@ -99,7 +102,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	g.policy = access.New(policyOf(c), window, p.heard)
 	window.MaxTimeout = g.policy.MaxTimeout
 	targets := &proxy.Targets{Next: g.policy, Reverse: p.reverseOf(c), Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is, Serves: servers.legs.Serves,
-		OwnNames: ownNames(c), Zone: zoneOf(c, p.heard), Engine: p.engine, Log: log.Named("target")}
+		OwnNames: ownNames(c), NextHop: p.nextHopOf(c), GroupName: g.policy.NamesGroup, Zone: zoneOf(c, p.heard), Engine: p.engine, Log: log.Named("target")}
 	g.entry = targets
 	if err := p.webOf(c, g, log.Named("http")); err != nil {
 		return nil, err
@@ -170,6 +173,10 @@ func prepareGroups(c *config.Config, leg *multicast.Leg, log *zap.Logger) error 
 	for i := range c.Groups {
 		g := &c.Groups[i]
 		addrs := c.Names[g.URI.Host]
+		if len(g.Interfaces) == 0 { // a next proxy reaches it
+			log.Info("group", zap.String("name", g.Name), zap.Stringer("uri", g.URI))
+			continue
+		}
 		if g.URI.Addr.IsValid() {
 			addrs = []netip.Addr{g.URI.Addr}
 		}

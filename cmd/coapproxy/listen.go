@@ -212,7 +212,7 @@ func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.L
 		revoke = d.EndSessions
 	}
 	e := endpoint.New(endpoint.Config{Conn: packets, Engine: p.engine, Requests: p.front, Params: endpoint.DefaultParams(),
-		Dedup: dedupOf(c), MaxToken: c.Limits.MaxToken, Stats: &p.stats.messages, Log: log.Named("coap")})
+		Dedup: dedupOf(c), MaxToken: c.Limits.MaxToken, RoundTrips: p.roundTrips, Stats: &p.stats.messages, Log: log.Named("coap")})
 	return &listener{addr: conn.LocalAddr(), close: packets.Close, revoke: revoke, ready: func() {
 		log.Info("listening", zap.String("uri", l.Scheme+"://"+conn.LocalAddr().String()), zap.Int("receive_buffer", conn.ReceiveBuffer()))
 		if got := conn.ReceiveBuffer(); got < int(c.Limits.ReceiveBuffer) {

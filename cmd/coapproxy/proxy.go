@@ -12,6 +12,7 @@ import (
 
 	"coapproxy/access"
 	"coapproxy/blockwise"
+	"coapproxy/chain"
 	"coapproxy/config"
 	"coapproxy/control"
 	"coapproxy/endpoint"
@@ -44,6 +45,9 @@ type runningProxy struct {
 	heard    *access.Heard
 	holdBack *proxy.HoldBack
 	own      *ownAddresses
+	// roundTrips measures the ways to clients and next proxies; nil: nobody asks.
+	roundTrips *endpoint.RoundTrips
+	hops       map[string]*chain.Stats
 
 	front    *proxy.Front
 	http     httpSide
@@ -124,6 +128,10 @@ func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runnin
 // start puts the parts together: from the legs to the listeners, which open when
 // everything behind them is there.
 func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
+	var err error
+	if p.roundTrips, err = roundTripsOf(c); err != nil {
+		return err
+	}
 	stored, err := p.cacheOf(c, &p.exit, log.Named("cache"))
 	if err != nil {
 		return err

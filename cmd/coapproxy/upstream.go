@@ -23,6 +23,8 @@ type upstreams struct {
 	// coap is the leg over UDP without that, for further blocks of what members
 	// of a group answer.
 	coap exchange.Handler
+	// single are all legs without it, for next proxies.
+	single proxy.Legs
 }
 
 // upstreamStats is what the legs to single servers count in.
@@ -38,9 +40,9 @@ const unusedUpstream = 10 * time.Minute
 // waits for.
 func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *generation, log *zap.Logger) (*upstreams, error) {
 	datagrams := endpoint.ClientConfig{Engine: p.engine, Params: endpoint.DefaultParams(), Dedup: dedupOf(c), Stats: &p.stats.messages,
-		Log: log, Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep, NStart: nstartOf(c), Queue: c.Limits.UpstreamQueue,
+		Log: log, Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep, NStart: g.nstart(c), RoundTrips: p.roundTrips, Queue: c.Limits.UpstreamQueue,
 		TimeoutCON: c.Limits.ResponseTimeoutCon, TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers,
-		Observations: maxObservations}
+		Observations: maxObservations, GroupStop: p.earlyStop()}
 	plain, err := endpoint.NewClient(ctx, datagrams)
 	if err != nil {
 		return nil, err
@@ -56,17 +58,18 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: endpoint.DefaultStreamLimits(), Stats: &p.stats.upstream.streams, Log: log},
 		TLS:          &tls.Config{RootCAs: g.secrets.ServerAuthorities, Certificates: g.secrets.ServerCertificates, MinVersion: tls.VersionTLS13},
 		Timeout:      c.Limits.ResponseTimeout, Connections: c.Limits.UpstreamConnections, Calls: c.Limits.UpstreamPending,
+		Observations: maxObservations, GroupStop: p.earlyStop(),
 		Unused: unusedUpstream, RetryMin: time.Second, RetryMax: time.Minute})
 	if err != nil {
 		return nil, err
 	}
 	g.legs = append(g.legs, streams)
+	single := proxy.Legs{"coap": plain, "coaps": secure, "coap+tcp": streams, "coaps+tcp": streams, "coap+ws": streams, "coaps+ws": streams}
 	legs := make(proxy.Legs)
-	for scheme, leg := range map[string]exchange.Handler{"coap": plain, "coaps": secure, "coap+tcp": streams, "coaps+tcp": streams,
-		"coap+ws": streams, "coaps+ws": streams} {
+	for scheme, leg := range single {
 		legs[scheme] = blockwise.NewUpstream(leg, maxBody)
 	}
-	return &upstreams{legs: legs, coap: plain}, nil
+	return &upstreams{legs: legs, coap: plain, single: single}, nil
 }
 
 // openSecureClient opens client ports whose datagrams travel in DTLS sessions.

@@ -1,0 +1,175 @@
+// Package chain is the leg to the next proxies: it hands a request on to another
+// proxy instead of its target (FP-39), and makes a group request one that the
+// proxies behind can keep (GP-91 to GP-105).
+//
+// A next proxy, or hop, has one or two addresses. Its health is known: while none
+// of them can be reached, requests end at once, and what is down is looked for
+// again with growing pauses.
+package chain
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"coapproxy/exchange"
+	"coapproxy/wire"
+)
+
+// Config says what a Chain is made of.
+type Config struct {
+	Engine  *exchange.Engine
+	Numbers *wire.Numbers
+	Hops    []Hop
+	// Leg carries a request to a server of any of the schemes of the hops; a group
+	// request stays open there until its T has passed (GP-93). Whole is Leg with
+	// the layer for bodies in blocks before it.
+	Leg, Whole exchange.Handler
+	// Resolve turns the name of a next proxy into addresses; it may block.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// RoundTrip is the measured round trip to an address, 0 if unknown (GP-94). It
+	// may be nil.
+	RoundTrip func(netip.AddrPort) time.Duration
+	Log       *zap.Logger
+}
+
+// Hop is a next proxy as it is configured.
+type Hop struct {
+	Name string
+	// Addresses are those of the next proxy, the preferred one first.
+	Addresses []Address
+	// Dialect is the generation of the group options it speaks (GP-127).
+	Dialect exchange.Dialect
+	// MaxTimeout bounds the T” it is told at first, Margin is taken off it, both
+	// in seconds; 0: no (GP-97).
+	MaxTimeout, Margin uint32
+	// Timeout is how long it may give no sign of life.
+	Timeout time.Duration
+	// RetryMax is the longest pause between attempts to find it again.
+	RetryMax time.Duration
+	// NStart is how many requests may be outstanding there (FP-92).
+	NStart int
+	// Stats counts; never nil.
+	Stats *Stats
+}
+
+// Address is where a next proxy is.
+type Address struct {
+	Scheme string
+	// Host is its name, empty if it is known by Addr alone.
+	Host string
+	// Addr has the port in any case, and an address unless Host is to be resolved.
+	Addr netip.AddrPort
+}
+
+// String returns the URI of the next proxy.
+func (a Address) String() string {
+	t := exchange.Target{Scheme: a.Scheme, Host: a.Host, Addr: a.Addr}
+	return t.String()
+}
+
+// Chain is the leg to all next proxies. It implements exchange.Handler for
+// requests whose target names one, and is safe for concurrent use.
+type Chain struct {
+	config Config
+	ctx    context.Context
+	wg     sync.WaitGroup // of name lookups
+	hops   map[string]*hop
+}
+
+// hop is a next proxy at work.
+type hop struct {
+	Hop
+	chain *Chain
+	peers []*peer
+}
+
+// New returns a Chain that looks for its next proxies from now on, until ctx
+// ends; Wait waits for it.
+func New(ctx context.Context, config Config) *Chain {
+	c := &Chain{config: config, ctx: ctx, hops: make(map[string]*hop)}
+	for _, h := range config.Hops {
+		kept := &hop{Hop: h, chain: c}
+		for i, a := range h.Addresses {
+			kept.peers = append(kept.peers, newPeer(kept, i, a))
+		}
+		c.hops[h.Name] = kept
+	}
+	for _, h := range c.hops {
+		for _, p := range h.peers {
+			config.Engine.Schedule(&p.retry, time.Now())
+		}
+	}
+	return c
+}
+
+// Wait waits for the lookups under way, after the context has ended.
+func (c *Chain) Wait() {
+	c.wg.Wait()
+	for _, h := range c.hops {
+		for _, p := range h.peers {
+			c.config.Engine.Unschedule(&p.retry)
+		}
+	}
+}
+
+var _ exchange.Handler = (*Chain)(nil)
+
+// Exchange implements exchange.Handler.
+func (c *Chain) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	h := c.hops[r.Target.NextHop]
+	if h == nil {
+		return exchange.Fail(w, exchange.Failf(exchange.Internal, "unknown next hop"))
+	}
+	h.Stats.Requests.Add(1)
+	if r.Target.Group {
+		return h.group(r, w)
+	}
+	return h.single(r, w)
+}
+
+// choose returns the preferred one of the addresses that can be used, other than
+// not.
+func (h *hop) choose(not *peer) (*peer, *exchange.Failure) {
+	for _, p := range h.peers {
+		if p != not && p.usable() {
+			return p, nil
+		}
+	}
+	h.Stats.Refused.Add(1)
+	return nil, h.peers[0].failure()
+}
+
+// NStart is how many requests may be outstanding at an address if that is a next
+// proxy's, else 0 (FP-92).
+func (c *Chain) NStart(to netip.AddrPort) int {
+	for _, h := range c.hops {
+		for _, p := range h.peers {
+			if addr := p.addr.Load(); addr != nil && *addr == to {
+				return h.NStart
+			}
+		}
+	}
+	return 0
+}
+
+// spare reports whether there is another address than that of p to try.
+func (h *hop) spare(p *peer) bool {
+	for _, o := range h.peers {
+		if o != p && o.usable() {
+			return true
+		}
+	}
+	return false
+}
+
+// roundTrip is the measured round trip to an address, 0 if unknown.
+func (c *Chain) roundTrip(addr netip.AddrPort) time.Duration {
+	if c.config.RoundTrip == nil {
+		return 0
+	}
+	return c.config.RoundTrip(addr)
+}

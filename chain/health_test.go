@@ -1,0 +1,291 @@
+package chain
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/stretchr/testify/require"
+
+	"coapproxy/exchange"
+)
+
+var errRefused = &exchange.Failure{Reason: exchange.Unreachable, Err: errors.New("refused")}
+
+// messages are the log's lines about health.
+func (b *bench) messages() []string {
+	var out []string
+	for _, e := range b.log.All() {
+		if e.Message == "next hop is up" || e.Message == "next hop is down" {
+			out = append(out, e.Message)
+		}
+	}
+	return out
+}
+
+// A request for one server, and who is named as the server.
+func TestSingle(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		c, r := b.request(codes.PUT)
+		s := b.only()
+		require.Equal(t, exchange.Timeout{}, s.request.Timeout)
+		require.Equal(t, netip.MustParseAddrPort(first), s.request.Target.Addr)
+		s.respond(codes.Changed)
+		s.end(nil)
+		require.Equal(t, []error{nil}, c.ends)
+		require.Equal(t, r.Target.Addr, c.responses[0].From)
+		require.Zero(t, b.engine.Scheduled())
+
+		c, _ = b.request(codes.GET)
+		s = b.leg.all()[1]
+		c.cancel.Cancel()
+		c.cancel.Cancel()
+		require.True(t, s.canceled)
+		require.Equal(t, []error{exchange.ErrCanceled}, c.ends)
+		require.Equal(t, []string{"next hop is up"}, b.messages())
+	})
+}
+
+// A next proxy that is slow is not one that is down.
+func TestSlow(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		c, _ := b.request(codes.GET)
+		s := b.only()
+		s.ack()
+		b.after(90 * time.Second)
+		require.Empty(t, c.ends)
+		s.end(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "of the leg"})
+		require.Equal(t, "of the leg", c.failure(t).Detail)
+		require.Zero(t, b.stats.Downs.Load())
+
+		// A body in blocks is acknowledged where nobody sees it.
+		c, _ = b.request(codes.PUT)
+		b.after(time.Minute)
+		require.Empty(t, c.ends)
+		b.leg.all()[1].respond(codes.Changed)
+		b.leg.all()[1].end(nil)
+		require.Equal(t, []error{nil}, c.ends)
+	})
+}
+
+// A next proxy that falls silent: 5.04 when its time is over, 5.04 at once from
+// then on, and requests again when it is back.
+func TestSilence(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		b.leg.down[first] = nil
+		c, r := b.request(codes.GET)
+		b.after(9999 * time.Millisecond)
+		require.Empty(t, c.ends)
+		b.after(time.Millisecond)
+		require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+		require.Equal(t, 10*time.Second, c.at.Sub(r.Arrival))
+		require.EqualValues(t, 0, b.stats.Up.Load())
+		require.EqualValues(t, 1, b.stats.Downs.Load())
+
+		c, _ = b.request(codes.GET)
+		require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+		c, _ = b.group(60)
+		require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+		require.EqualValues(t, 2, b.stats.Refused.Load())
+
+		// Pauses grow, from the end of one attempt to the next one.
+		n := len(b.leg.probes)
+		b.after(10 * time.Minute)
+		var pauses []time.Duration
+		for i := n + 1; i < len(b.leg.probes); i++ {
+			pauses = append(pauses, b.leg.probes[i].Sub(b.leg.probes[i-1])-probeTimeout)
+		}
+		require.GreaterOrEqual(t, len(pauses), 8)
+		require.Equal(t, []time.Duration{2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute}, pauses[:6])
+
+		delete(b.leg.down, first)
+		b.after(time.Minute)
+		require.EqualValues(t, 1, b.stats.Up.Load())
+		require.Equal(t, []string{"next hop is up", "next hop is down", "next hop is up"}, b.messages())
+		c, _ = b.request(codes.GET)
+		require.Empty(t, c.ends)
+		b.leg.all()[len(b.leg.all())-1].end(nil)
+	})
+}
+
+// One that is refused gets 5.02, at once.
+func TestRefused(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		b.leg.down[first] = errRefused
+		for range 3 {
+			c, _ := b.request(codes.GET)
+			require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
+			require.Equal(t, "the next proxy cannot be reached", c.failure(t).Detail)
+		}
+		require.Len(t, b.leg.all(), 1)
+	})
+}
+
+// A group request that nobody acknowledges gets its error while the client still
+// waits, however short that is.
+func TestGroupSilence(t *testing.T) {
+	for _, tt := range []struct {
+		asked uint32
+		ends  time.Duration
+	}{{2, time.Second}, {5, 4 * time.Second}, {60, 10 * time.Second}} {
+		inBench(t, nil, func(b *bench) {
+			b.leg.down[first] = nil
+			c, r := b.group(tt.asked)
+			b.after(time.Minute)
+			require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+			require.Equal(t, tt.ends, c.at.Sub(r.Arrival))
+			require.EqualValues(t, 1, b.stats.Downs.Load(), "the attempt to find it says so later")
+		})
+	}
+	// One that is acknowledged is silent because nobody is in the group (GP-38).
+	inBench(t, nil, func(b *bench) {
+		c, _ := b.group(5)
+		b.only().ack()
+		b.after(time.Minute)
+		require.Equal(t, []error{nil}, c.ends)
+		require.Zero(t, b.stats.Downs.Load())
+	})
+}
+
+// The other address is used while the preferred one is down, for requests on
+// their way if they are safe.
+func TestFailover(t *testing.T) {
+	t.Run("safe request", func(t *testing.T) {
+		inBench(t, withBackup, func(b *bench) {
+			b.leg.down[first] = errRefused
+			c, _ := b.request(codes.GET)
+			require.Empty(t, c.ends)
+			all := b.leg.all()
+			require.Len(t, all, 2)
+			require.Equal(t, netip.MustParseAddrPort(second), all[1].request.Target.Addr)
+			require.Equal(t, all[0].request.Options, all[1].request.Options)
+			all[1].respond(codes.Content)
+			all[1].end(nil)
+			require.Equal(t, []error{nil}, c.ends)
+			require.EqualValues(t, 1, b.stats.Failovers.Load())
+			require.EqualValues(t, 1, b.stats.Up.Load())
+
+			c, _ = b.request(codes.POST) // at once now
+			require.Equal(t, netip.MustParseAddrPort(second), b.leg.all()[2].request.Target.Addr)
+			c.cancel.Cancel()
+
+			delete(b.leg.down, first)
+			b.after(2 * time.Second)
+			c, _ = b.request(codes.GET)
+			require.Equal(t, netip.MustParseAddrPort(first), b.leg.all()[3].request.Target.Addr)
+			c.cancel.Cancel()
+		})
+	})
+	t.Run("unsafe request", func(t *testing.T) {
+		inBench(t, withBackup, func(b *bench) {
+			b.leg.down[first] = errRefused
+			c, _ := b.request(codes.POST)
+			require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
+			require.Len(t, b.leg.all(), 1)
+		})
+	})
+	t.Run("both are down", func(t *testing.T) {
+		inBench(t, withBackup, func(b *bench) {
+			b.leg.down[first], b.leg.down[second] = errRefused, nil
+			c, _ := b.request(codes.GET)
+			b.after(10 * time.Second)
+			require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+			require.Len(t, b.leg.all(), 2)
+			require.EqualValues(t, 0, b.stats.Up.Load())
+		})
+	})
+	t.Run("canceled between", func(t *testing.T) {
+		inBench(t, withBackup, func(b *bench) {
+			b.leg.down[first] = nil
+			c, _ := b.request(codes.GET)
+			b.after(3 * time.Second)
+			c.cancel.Cancel()
+			b.after(time.Minute)
+			require.Equal(t, []error{exchange.ErrCanceled}, c.ends)
+			require.Len(t, b.leg.all(), 1)
+		})
+	})
+	t.Run("group request", func(t *testing.T) {
+		inBench(t, withBackup, func(b *bench) {
+			b.leg.down[first] = nil
+			c, r := b.group(6)
+			b.after(3 * time.Second)
+			all := b.leg.all()
+			require.Len(t, all, 2)
+			require.True(t, all[0].forgotten)
+			require.EqualValues(t, 5, all[0].told(t))
+			require.EqualValues(t, 2, all[1].told(t), "half of the time is over, and a second is the client's")
+			all[1].respond(codes.Content, replyFrom(server1))
+			b.after(time.Minute)
+			require.Len(t, c.responses, 1)
+			require.Equal(t, []error{nil}, c.ends)
+			require.Equal(t, 6*time.Second, c.at.Sub(r.Arrival))
+		})
+	})
+	t.Run("group request, too late", func(t *testing.T) {
+		inBench(t, withBackup, func(b *bench) {
+			b.leg.down[first] = nil
+			c, _ := b.group(2)
+			b.after(time.Minute)
+			require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+			require.Len(t, b.leg.all(), 1)
+		})
+	})
+	t.Run("connection lost in the middle", func(t *testing.T) {
+		inBench(t, withBackup, func(b *bench) {
+			c, _ := b.group(60)
+			b.only().respond(codes.Content, replyFrom(server1))
+			b.after(time.Second)
+			b.only().end(errRefused)
+			require.Len(t, b.leg.all(), 1, "what came would come again")
+			require.Len(t, c.ends, 1)
+		})
+	})
+}
+
+// A next proxy known by name: looked up at the start, and again when it is down.
+func TestNamed(t *testing.T) {
+	named := func(h *Hop) {
+		h.Addresses = []Address{{Scheme: "coap", Host: "proxy.example", Addr: netip.AddrPortFrom(netip.Addr{}, 5683)}}
+	}
+	inBench(t, named, func(b *bench) {
+		c, _ := b.request(codes.GET)
+		require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
+		require.Empty(t, b.leg.all())
+		b.leg.names = map[string]netip.Addr{"proxy.example": netip.MustParseAddr("192.0.2.9")}
+		b.after(time.Minute)
+		c, _ = b.request(codes.GET)
+		s := b.only()
+		require.Equal(t, exchange.Target{Scheme: "coap", Host: "proxy.example", Addr: netip.MustParseAddrPort(first)}, s.request.Target)
+		require.Equal(t, 16, b.chain.NStart(netip.MustParseAddrPort(first)))
+		require.Zero(t, b.chain.NStart(netip.MustParseAddrPort(second)))
+		c.cancel.Cancel()
+
+		b.leg.down[first] = errRefused
+		b.leg.names["proxy.example"] = netip.MustParseAddr("192.0.2.10")
+		b.request(codes.GET)
+		b.after(2 * time.Second)
+		c, _ = b.request(codes.GET)
+		all := b.leg.all()
+		require.Equal(t, netip.MustParseAddrPort(second), all[len(all)-1].request.Target.Addr)
+		c.cancel.Cancel()
+		b.leg.names = nil // the name server is gone, and the address stays
+		b.leg.down[second] = errRefused
+		b.request(codes.GET)
+		delete(b.leg.down, second)
+		b.after(2 * time.Second)
+		c, _ = b.request(codes.GET)
+		require.Empty(t, c.ends)
+		c.cancel.Cancel()
+	})
+}
+
+// A hop that nobody configured is a mistake in the program.
+func TestUnknownHop(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		c, _ := b.send(&exchange.Request{Method: codes.GET, Target: exchange.Target{NextHop: "other"}})
+		require.Equal(t, exchange.Internal, c.failure(t).Reason)
+	})
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/plgd-dev/go-coap/v3/message"
+	"go.uber.org/zap"
+
+	"coapproxy/blockwise"
+	"coapproxy/chain"
+	"coapproxy/config"
+	"coapproxy/endpoint"
+	"coapproxy/exchange"
+)
+
+// maxRoundTrips bounds the peers whose round trip is remembered.
+const maxRoundTrips = 16384
+
+// roundTripsOf is the table of measured round trips; nil, which measures nothing,
+// where there is no next proxy.
+func roundTripsOf(c *config.Config) (*endpoint.RoundTrips, error) {
+	if len(c.NextHop) == 0 {
+		return nil, nil
+	}
+	return endpoint.NewRoundTrips(maxRoundTrips)
+}
+
+// chainOf makes the leg to the next proxies out of those to servers. It sets g.chain, which stays nil where there
+// is no next proxy, and returns what gets their requests.
+func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generation, servers *upstreams, log *zap.Logger) exchange.Handler {
+	if len(c.NextHop) == 0 {
+		return nil
+	}
+	settings := chain.Config{Engine: p.engine, Numbers: p.numbers, Leg: servers.single, Whole: servers.legs, Log: log.Named("chain"),
+		Resolve:   func(ctx context.Context, host string) ([]netip.Addr, error) { return resolve(ctx, c, host) },
+		RoundTrip: p.roundTrips.Of}
+	for i := range c.NextHop {
+		h := &c.NextHop[i]
+		hop := chain.Hop{Name: h.Name, Addresses: []chain.Address{addressOf(h.URI)}, Dialect: exchange.Draft07,
+			MaxTimeout: uint32(h.MaxTimeout / time.Second), Margin: uint32(h.Margin / time.Second), Timeout: h.Timeout,
+			RetryMax: h.RetryMax, NStart: h.NStart, Stats: p.hopStats(h.Name)}
+		if h.Backup.Scheme != "" {
+			hop.Addresses = append(hop.Addresses, addressOf(h.Backup))
+		}
+		if h.Dialect == config.DialectLegacy {
+			hop.Dialect = exchange.Legacy
+		}
+		settings.Hops = append(settings.Hops, hop)
+		log.Info("next hop", zap.String("name", h.Name), zap.Stringer("uri", h.URI), zap.Stringer("backup", h.Backup), zap.Stringers("targets", h.Targets))
+	}
+	g.chain = chain.New(ctx, settings)
+	g.legs = append(g.legs, g.chain)
+	groups := &blockwise.Continuation{Group: g.chain, Unicast: g.chain, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")}
+	return exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+		if r.Target.Group {
+			return groups.Exchange(r, w)
+		}
+		return g.chain.Exchange(r, w)
+	})
+}
+
+// earlyStop are the options of the request that ends a group request at a next
+// proxy (GP-103).
+func (p *runningProxy) earlyStop() message.Options {
+	return message.Options{{ID: p.numbers.MulticastTimeout, Value: []byte{}}}
+}
+
+// hopStats are the counters of a next proxy, the same ones in every generation.
+func (p *runningProxy) hopStats(name string) *chain.Stats {
+	s := p.hops[name]
+	if s == nil {
+		if p.hops == nil {
+			p.hops = make(map[string]*chain.Stats)
+		}
+		s = &chain.Stats{}
+		p.hops[name] = s
+		p.metrics.RegisterFor("next_hop", s, "hop", name)
+	}
+	return s
+}
+
+func addressOf(u config.HopURI) chain.Address {
+	return chain.Address{Scheme: u.Scheme, Host: u.Host, Addr: netip.AddrPortFrom(u.Addr, u.Port)}
+}
+
+// resolve looks the name of a next proxy up.
+func resolve(ctx context.Context, c *config.Config, host string) ([]netip.Addr, error) {
+	if addrs := c.Names[host]; len(addrs) > 0 {
+		return addrs, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return slices.DeleteFunc(addrs, netip.Addr.IsMulticast), err
+}
+
+// nextHopOf says which next proxy has a target; nil if there are none. A
+// link-local server is where it was heard: its zone means nothing here.
+func (p *runningProxy) nextHopOf(c *config.Config) func(scheme, host string, addr netip.Addr, port uint16) string {
+	if len(c.NextHop) == 0 {
+		return nil
+	}
+	return func(scheme, host string, addr netip.Addr, port uint16) string {
+		if addr.IsLinkLocalUnicast() && scheme == "coap" {
+			if via := p.heard.Via(netip.AddrPortFrom(addr, port)); via != "" {
+				return via
+			}
+		}
+		return c.NextHopOf(scheme, host, addr, port)
+	}
+}
+
+// nstart is the number of outstanding requests to a server, which may be a next
+// proxy (FP-92).
+func (g *generation) nstart(c *config.Config) func(netip.AddrPort) int {
+	server := nstartOf(c)
+	if len(c.NextHop) == 0 {
+		return server
+	}
+	return func(to netip.AddrPort) int {
+		if g.chain != nil {
+			if n := g.chain.NStart(to); n > 0 {
+				return n
+			}
+		}
+		return server(to)
+	}
+}
