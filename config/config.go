@@ -92,8 +92,8 @@ type Client struct {
 	// FollowUp lets the client reach, by unicast, every server it heard in one
 	// of its groups (GP-112, FP-11).
 	FollowUp bool `yaml:"follow_up"`
-	// Echo says whether the client must prove its address; only EchoOff in this
-	// version (FP-81).
+	// Echo says whether the client, where only its address tells who it is, must
+	// prove that it is there (FP-81).
 	Echo Echo `yaml:"echo"`
 	// MaxExchanges bounds the group exchanges the client has running.
 	MaxExchanges int `yaml:"max_exchanges"`

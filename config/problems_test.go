@@ -285,8 +285,8 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:5: clients[0].preset_timeout: only a client with dialect legacy can have it; remove it or write dialect: legacy"}},
 		{"preset above the maximum", client + "  dialect: legacy\n  max_timeout: 60\n  preset_timeout: 61\n", []string{
 			"c.yaml:6: clients[0].preset_timeout: 1m1s is more than this client's longest timeout, which is 1m; lower it"}},
-		{"echo (FP-81)", client + "  echo: required\n", []string{
-			"c.yaml:4: clients[0].echo: required is not supported by this version; write off"}},
+		{"echo (FP-81)", client + "  echo: maybe\n", []string{
+			"c.yaml:4: clients[0].echo: maybe is not a known value; write off or required"}},
 		{"response type (GP-33)", client + "  response_type: ack\n", []string{
 			"c.yaml:4: clients[0].response_type: ack is not a known value; write one of same, con, non"}},
 		{"forward (FP-85)", client + "  forward: [\"*\", \"coap://*.example\", \"coap://a b\", \"coap://2001:db8::/32\", \"coap://10.0.0.1/8\", \"coap://a:0\", \"coap://a:1:*\", \"coap://[fe80::1%lo]\", \"coap://a:b\", \"coap://\"]\n", []string{

@@ -197,9 +197,7 @@ func (v *validator) clients() {
 		groups.check(v, key+".groups", c.Groups)
 		v.methods(key+".methods", c.Methods)
 		v.forward(key+".forward", c.Forward)
-		if c.Echo != EchoOff { // FP-81
-			v.add(key+".echo", show(string(c.Echo))+" is not supported by this version", "write off")
-		}
+		oneOf(v, key+".echo", c.Echo, EchoOff, EchoRequired) // FP-81
 		between(v, key+".max_exchanges", c.MaxExchanges, 1, 65536)
 		between(v, key+".con_outstanding", c.ConOutstanding, 1, 1024)                          // GP-33
 		between(v, key+".con_queue", c.ConQueue, 0, 65536)                                     // GP-33

@@ -36,8 +36,11 @@ const (
 // Echo says when a client is challenged with Echo (FP-81).
 type Echo string
 
-// EchoOff means never; the only value in this version.
-const EchoOff Echo = "off"
+// The kinds of challenge.
+const (
+	EchoOff      Echo = "off"      // the network is trusted
+	EchoRequired Echo = "required" // before anything large, or several responses, is sent
+)
 
 // ResponseType is the message type of relayed responses (GP-33).
 type ResponseType string

@@ -18,7 +18,8 @@ type DedupLimits struct {
 	// responses are remembered; the oldest is forgotten first.
 	Idempotent int
 	// NonIdempotent is how many POST, PATCH and unknown requests are
-	// remembered; further ones are refused.
+	// remembered; further ones are refused. One peer, an IPv6 one by the first 64
+	// bits of its address, has a quarter of them at most, or 256.
 	NonIdempotent int
 	// ReplyBytes bounds the stored replies of each of the two kinds.
 	ReplyBytes int
@@ -67,6 +68,18 @@ func receivedKey(peer netip.AddrPort, local netip.Addr, id uint16) messageKey {
 	return k
 }
 
+// peerShare is what of a key stands for one peer where room is shared out. A DTLS
+// session, whose key is under 100::/64, stands for itself.
+type peerShare struct{ high, low uint64 }
+
+func (k *messageKey) share() peerShare {
+	const sessions = 0x0100_0000_0000_0000
+	if k.high == 0 || k.high == sessions {
+		return peerShare{k.high, k.low}
+	}
+	return peerShare{high: k.high}
+}
+
 // lifetime is a queue of remembered messages that leave in the order they came.
 type lifetime uint8
 
@@ -90,6 +103,8 @@ type remembered struct {
 	expires int64 // nanoseconds since the table's epoch
 	reply   []byte
 	next    handle // in its queue, or in the list of free places
+	prev    handle // in its queue
+	size    uint16 // of the message in bytes, 65535 for more
 	life    lifetime
 	flags   dedupFlags
 }
@@ -123,6 +138,7 @@ type dedup struct {
 	epoch  time.Time
 
 	mu     sync.Mutex
+	peers  map[peerShare]int // non-idempotent requests of each
 	table  map[messageKey]handle
 	slab   []remembered
 	free   handle
@@ -136,7 +152,7 @@ type queue struct {
 }
 
 func newDedup(limits DedupLimits, stats *Stats) *dedup {
-	d := &dedup{limits: limits, stats: stats, epoch: time.Now(), table: make(map[messageKey]handle), free: none}
+	d := &dedup{limits: limits, stats: stats, epoch: time.Now(), table: make(map[messageKey]handle), peers: make(map[peerShare]int), free: none}
 	for i := range d.queues {
 		d.queues[i] = queue{first: none, last: none}
 	}
@@ -152,6 +168,10 @@ func isIdempotent(method codes.Code) bool {
 	return false
 }
 
+// share is how many non-idempotent requests of one peer are remembered: a quarter
+// of all, but where that is few.
+func (d *dedup) share() int { return max(d.limits.NonIdempotent/4, min(d.limits.NonIdempotent, 256)) }
+
 type dedupVerdict uint8
 
 const (
@@ -164,12 +184,13 @@ const (
 type earlier struct {
 	flags dedupFlags
 	reply []byte // what a repeated CON request gets; nil: an empty ACK or nothing
+	size  int
 }
 
 // begin remembers a request, or says what is remembered of it. A message that
 // outlasts the lifetime of its Message ID is no longer taken for a repetition,
 // even if the request it repeats the ID of is still under way.
-func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, now time.Time) (handle, earlier, dedupVerdict) {
+func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, size int, now time.Time) (handle, earlier, dedupVerdict) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	at := now.Sub(d.epoch)
@@ -177,18 +198,19 @@ func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, now t
 	if h, ok := d.table[key]; ok {
 		m := &d.slab[h]
 		if m.expires > int64(at) {
-			return none, earlier{m.flags, m.reply}, duplicate
+			return none, earlier{m.flags, m.reply, int(m.size)}, duplicate
 		}
 		m.flags |= flagOutdated
 		delete(d.table, key)
 	}
 	if isIdempotent(method) {
 		h := d.place(key)
-		d.slab[h].life, d.slab[h].expires = unqueued, int64(at+span(confirmable))
+		d.slab[h].life, d.slab[h].expires, d.slab[h].size = unqueued, int64(at+span(confirmable)), uint16(min(size, 65535))
 		return h, earlier{}, fresh
 	}
 	non, con := &d.queues[nonRequest], &d.queues[conRequest]
-	if non.count+con.count >= d.limits.NonIdempotent || non.bytes+con.bytes >= d.limits.ReplyBytes {
+	if non.count+con.count >= d.limits.NonIdempotent || non.bytes+con.bytes >= d.limits.ReplyBytes ||
+		d.peers[key.share()] >= d.share() {
 		return none, earlier{}, refused
 	}
 	life := nonRequest
@@ -196,6 +218,7 @@ func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, now t
 		life = conRequest
 	}
 	h := d.place(key)
+	d.slab[h].size = uint16(min(size, 65535))
 	d.push(life, h, at+span(confirmable))
 	return h, earlier{}, fresh
 }
@@ -212,7 +235,7 @@ func (d *dedup) beginResponse(key messageKey, confirmable bool, now time.Time) (
 	at := now.Sub(d.epoch)
 	d.expire(int64(at))
 	if h, ok := d.table[key]; ok {
-		return none, earlier{d.slab[h].flags, nil}, true
+		return none, earlier{flags: d.slab[h].flags}, true
 	}
 	for d.queues[life].count >= max(d.limits.Idempotent, 1) {
 		d.drop(d.pop(life))
@@ -237,13 +260,17 @@ func (d *dedup) flag(h handle, f dedupFlags) {
 }
 
 // finish stores the reply of a request, nil for none, and lets an idempotent
-// one expire. reply is copied. It is called once per request.
-func (d *dedup) finish(h handle, reply []byte) {
+// one expire, and one that was not carried out: doing so late would do no harm.
+// reply is copied. It is called once per request.
+func (d *dedup) finish(h handle, reply []byte, carriedOut bool) {
 	now := time.Since(d.epoch)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m := &d.slab[h]
 	m.flags |= flagDone
+	if !carriedOut && m.life != unqueued {
+		d.unlink(h)
+	}
 	if m.life == unqueued && m.expires <= int64(now) {
 		d.drop(h)
 		return
@@ -286,14 +313,17 @@ func (d *dedup) place(key messageKey) handle {
 	} else {
 		d.free = d.slab[h].next
 	}
-	d.slab[h] = remembered{key: key, next: none}
+	d.slab[h] = remembered{key: key, next: none, prev: none}
 	d.table[key] = h
 	return h
 }
 
 func (d *dedup) push(life lifetime, h handle, expires time.Duration) {
 	m, q := &d.slab[h], &d.queues[life]
-	m.life, m.expires, m.next = life, int64(expires), none
+	m.life, m.expires, m.next, m.prev = life, int64(expires), none, q.last
+	if life == nonRequest || life == conRequest {
+		d.peers[m.key.share()]++
+	}
 	if q.last == none {
 		q.first = h
 	} else {
@@ -306,16 +336,34 @@ func (d *dedup) push(life lifetime, h handle, expires time.Duration) {
 
 // pop takes the first one out of a queue.
 func (d *dedup) pop(life lifetime) handle {
-	q := &d.queues[life]
-	h := q.first
+	h := d.queues[life].first
+	d.unlink(h)
+	return h
+}
+
+// unlink takes an entry out of its queue.
+func (d *dedup) unlink(h handle) {
 	m := &d.slab[h]
-	if q.first = m.next; q.first == none {
-		q.last = none
+	q := &d.queues[m.life]
+	if m.prev == none {
+		q.first = m.next
+	} else {
+		d.slab[m.prev].next = m.next
+	}
+	if m.next == none {
+		q.last = m.prev
+	} else {
+		d.slab[m.next].prev = m.prev
 	}
 	q.count--
 	q.bytes -= len(m.reply)
-	m.life, m.next = unqueued, none
-	return h
+	if m.life == nonRequest || m.life == conRequest {
+		share := m.key.share()
+		if d.peers[share]--; d.peers[share] == 0 {
+			delete(d.peers, share)
+		}
+	}
+	m.life, m.next, m.prev = unqueued, none, none
 }
 
 // drop forgets an entry that is in no queue.

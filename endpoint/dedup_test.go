@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,7 +50,7 @@ func TestDedupAgainstModel(t *testing.T) {
 					key := receivedKey(peer, netip.Addr{}, uint16(rapid.IntRange(1, 6).Draw(t, "id")))
 					method := rapid.SampledFrom([]codes.Code{codes.GET, codes.POST}).Draw(t, "method")
 					confirmable := rapid.Bool().Draw(t, "CON")
-					h, old, verdict := d.begin(key, method, confirmable, time.Now())
+					h, old, verdict := d.begin(key, method, confirmable, 20, time.Now())
 					if r := known[key]; r != nil && time.Now().Before(r.ends) {
 						require.Equal(t, duplicate, verdict)
 						require.Equal(t, r.done, old.flags&flagDone != 0)
@@ -91,11 +92,13 @@ func TestDedupAgainstModel(t *testing.T) {
 						r.reply = rapid.SliceOfN(rapid.Byte(), 1, 8).Draw(t, "reply")
 					}
 					borrowed := append([]byte(nil), r.reply...)
-					d.finish(r.handle, borrowed)
+					carriedOut := rapid.Bool().Draw(t, "carried out")
+					d.finish(r.handle, borrowed, carriedOut)
 					clear(borrowed)
 					r.done = true
-					if r.idempotent && time.Now().Before(r.ends) {
+					if (r.idempotent || !carriedOut) && time.Now().Before(r.ends) {
 						r.ends = time.Now().Add(brief)
+						counted = slices.DeleteFunc(counted, func(c *request) bool { return c == r })
 					}
 				},
 				"wait": func(t *rapid.T) {
@@ -104,7 +107,7 @@ func TestDedupAgainstModel(t *testing.T) {
 				"": func(t *rapid.T) { checkDedup(t, d) },
 			})
 			for _, r := range underWay {
-				d.finish(r.handle, nil)
+				d.finish(r.handle, nil, true)
 			}
 			time.Sleep(ExchangeLifetime)
 			d.mu.Lock()
@@ -145,6 +148,37 @@ func checkDedup(t require.TestingT, d *dedup) {
 	require.LessOrEqual(t, len(d.table), len(d.slab)-free)
 }
 
+// One peer has a share of the table of non-idempotent requests, so that it cannot
+// have those of others refused; what was refused itself costs it nothing (FP-90).
+func TestDedupShares(t *testing.T) {
+	var stats Stats
+	d := newDedup(DedupLimits{Idempotent: 16, NonIdempotent: 2048, ReplyBytes: 1 << 20, Shortly: time.Second}, &stats)
+	begin := func(peer string, id int) (handle, dedupVerdict) {
+		h, _, verdict := d.begin(receivedKey(netip.MustParseAddrPort(peer), netip.Addr{}, uint16(id)), codes.POST, true, 20, time.Now())
+		return h, verdict
+	}
+	for i := range 3000 {
+		h, verdict := begin("192.0.2.1:1", i)
+		require.Equal(t, fresh, verdict)
+		d.finish(h, nil, false)
+		checkDedup(t, d)
+	}
+	require.Empty(t, d.peers)
+	for i := range 600 {
+		_, verdict := begin([]string{"192.0.2.2:1", "192.0.2.2:2"}[i%2], i)
+		require.Equal(t, i < 512, verdict == fresh)
+		_, verdict = begin([]string{"[2001:db8::1]:1", "[2001:db8::2]:2"}[i%2], i)
+		require.Equal(t, i < 512, verdict == fresh)
+	}
+	_, verdict := begin("192.0.2.3:1", 1)
+	require.Equal(t, fresh, verdict)
+	for _, peer := range []string{"[100::1]:1", "[100::2]:1"} { // DTLS sessions
+		_, verdict := begin(peer, 1)
+		require.Equal(t, fresh, verdict)
+	}
+	require.Len(t, d.peers, 5)
+}
+
 // The smallest limits that the configuration allows, and none, keep working.
 func TestDedupTinyLimits(t *testing.T) {
 	for _, limit := range []int{0, 1} {
@@ -153,12 +187,12 @@ func TestDedupTinyLimits(t *testing.T) {
 		peer := netip.MustParseAddrPort("192.0.2.1:5683")
 		for id := range uint16(100) {
 			key := receivedKey(peer, netip.Addr{}, id)
-			h, _, verdict := d.begin(key, codes.GET, true, time.Now())
+			h, _, verdict := d.begin(key, codes.GET, true, 20, time.Now())
 			require.Equal(t, fresh, verdict)
-			d.finish(h, []byte("reply"))
+			d.finish(h, []byte("reply"), true)
 			_, _, seen := d.beginResponse(receivedKey(peer, netip.Addr{}, 1000+id), id%2 == 0, time.Now())
 			require.False(t, seen)
-			_, _, verdict = d.begin(receivedKey(peer, netip.Addr{}, 2000+id), codes.POST, true, time.Now())
+			_, _, verdict = d.begin(receivedKey(peer, netip.Addr{}, 2000+id), codes.POST, true, 20, time.Now())
 			require.Equal(t, limit == 1 && id == 0, verdict == fresh)
 			checkDedup(t, d)
 		}
@@ -203,9 +237,9 @@ func BenchmarkDedup(b *testing.B) {
 	b.ReportAllocs()
 	now := time.Now()
 	for i := 0; b.Loop(); i++ {
-		h, _, verdict := d.begin(receivedKey(peer, netip.Addr{}, uint16(i)), codes.GET, false, now)
+		h, _, verdict := d.begin(receivedKey(peer, netip.Addr{}, uint16(i)), codes.GET, false, 20, now)
 		if verdict == fresh {
-			d.finish(h, nil)
+			d.finish(h, nil, true)
 		}
 	}
 }

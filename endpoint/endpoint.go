@@ -253,11 +253,15 @@ func (e *Endpoint) request(d *Datagram, m *wire.Message, now time.Time) {
 	}
 	confirmable := m.Type == message.Confirmable
 	key := receivedKey(d.Peer.key(), d.Path.Local, m.ID)
-	entry, old, verdict := e.dedup.begin(key, m.Code, confirmable, now)
+	entry, old, verdict := e.dedup.begin(key, m.Code, confirmable, len(d.Data), now)
 	if verdict == duplicate {
 		e.Stats.Duplicates.Add(1)
 		switch {
 		case !confirmable:
+		case len(d.Data) < old.size:
+			// It repeats the Message ID and nothing else: a reply made for a longer
+			// message would be more than a peer at a forged address may cause (FP-86).
+			e.Stats.Ignored.Add(1)
 		case old.reply != nil:
 			_ = e.out.putBytes(d.Peer, d.Path, old.reply)
 		case old.flags&(flagAcked|flagDone) != 0:
@@ -266,7 +270,7 @@ func (e *Endpoint) request(d *Datagram, m *wire.Message, now time.Time) {
 		return
 	}
 	rx := &e.rx
-	*rx = Reception{endpoint: e, Peer: d.Peer, Path: d.Path, Now: now, entry: entry}
+	*rx = Reception{endpoint: e, Peer: d.Peer, Path: d.Path, Now: now, Size: len(d.Data), entry: entry}
 	switch {
 	case verdict == refused: // FP-90
 		e.Stats.DedupFull.Add(1)

@@ -19,6 +19,8 @@ type Reception struct {
 	Path Path
 	// Now is when the request was read.
 	Now time.Time
+	// Size is the length of the datagram; 0 for a message on a connection.
+	Size int
 	// Seal, unless nil, makes of a message that answers this request the one that
 	// is sent instead: the handler sets it before Accept, for a request that came
 	// protected (OH-4). It is called once for each message, not for its
@@ -158,6 +160,7 @@ type Incoming struct {
 	mu       sync.Mutex
 	acked    bool
 	finished bool
+	notDone  bool // see NotDone
 }
 
 // Accept fills in from the reception. An Incoming is accepted into once and not
@@ -309,6 +312,24 @@ func (in *Incoming) Respond(m *wire.Message, separate message.Type, w Watcher) {
 	in.forget(nil)
 }
 
+// NotDone says, before Respond or Finish, that the request was refused and nothing
+// was done: there is no harm in forgetting it before a repetition of it arrives.
+func (in *Incoming) NotDone() { in.notDone = true }
+
+// Unproven is Reception.Unproven.
+func (in *Incoming) Unproven() bool { return in.stream == nil && in.Peer.session == nil }
+
+// Acked reports that an empty ACK has been sent.
+func (in *Incoming) Acked() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.acked
+}
+
+// Unproven reports that the peer may be elsewhere than its datagrams say: it has
+// neither a connection nor a session.
+func (rx *Reception) Unproven() bool { return rx.stream == nil && rx.Peer.session == nil }
+
 // Finish ends the request without a response, or after separate ones; a
 // confirmable one that has had no ACK gets it now.
 func (in *Incoming) Finish() {
@@ -339,7 +360,7 @@ func (in *Incoming) forget(reply []byte) {
 		in.Peer.session.open.leave(in)
 	}
 	if in.entry != none {
-		in.endpoint.dedup.finish(in.entry, reply)
+		in.endpoint.dedup.finish(in.entry, reply, !in.notDone)
 	}
 }
 

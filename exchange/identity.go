@@ -10,6 +10,9 @@ type Identity struct {
 	// Authenticated is false for an identification by source network alone,
 	// which does not meet REQ2 of the group proxy draft (GP-24).
 	Authenticated bool
+	// ProveAddress has the client prove its address by Echo before anything large
+	// is sent there, though its network is trusted (FP-81).
+	ProveAddress bool
 	// Dialect is the response option this client understands (GP-127).
 	Dialect Dialect
 	// PresetTimeout stands in for a missing Multicast-Timeout of a legacy

@@ -15,6 +15,9 @@ import (
 // exists while there are any. Guarded by the front's lock.
 type delivery struct {
 	outstanding int
+	// listens: the client has acknowledged something, or proven its address. Before
+	// that only one response waits for its ACK, whoever may be at that address.
+	listens bool
 	waiting     []waitingResponse
 }
 
@@ -41,11 +44,11 @@ func (f *Front) deliver(x *groupRequest, m *wire.Message) {
 		return
 	}
 	if d == nil {
-		d = &delivery{}
+		d = &delivery{listens: !x.in.Unproven() || x.key.context != "" || f.echoes.has(x.in.Peer.Addr, time.Now())}
 		f.deliveries[key] = d
 	}
 	switch {
-	case d.outstanding < max(x.delivery.Outstanding, 1):
+	case d.outstanding < d.limit(x):
 		d.outstanding++
 		f.mu.Unlock()
 		f.transmit(x, m)
@@ -60,26 +63,36 @@ func (f *Front) deliver(x *groupRequest, m *wire.Message) {
 	f.mu.Unlock()
 }
 
+// limit is how many responses may wait for their ACK.
+func (d *delivery) limit(x *groupRequest) int {
+	if !d.listens {
+		return 1
+	}
+	return max(x.delivery.Outstanding, 1)
+}
+
 func (f *Front) transmit(x *groupRequest, m *wire.Message) {
 	if _, err := x.in.Relay(m, message.Confirmable, confirmation{x}); err != nil {
 		f.Stats.DeliveryDropped.Add(1)
-		f.delivered(x)
+		f.delivered(x, false)
 		return
 	}
 	f.Stats.Relayed.Add(1)
 }
 
-// delivered gives the next waiting response its turn. An exchange that had all
+// delivered gives the next waiting responses their turn. An exchange that had all
 // its responses early, from a cache, has until T' to deliver them (GP-33).
-func (f *Front) delivered(x *groupRequest) {
+func (f *Front) delivered(x *groupRequest, acknowledged bool) {
 	key := x.in.Origin()
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	d := f.deliveries[key]
 	if d == nil {
-		f.mu.Unlock()
 		return
 	}
-	for len(d.waiting) > 0 {
+	d.outstanding--
+	d.listens = d.listens || acknowledged
+	for d != nil && len(d.waiting) > 0 && d.outstanding < d.limit(d.waiting[0].x) {
 		next := d.waiting[0]
 		d.waiting[0] = waitingResponse{}
 		d.waiting = d.waiting[1:]
@@ -88,14 +101,15 @@ func (f *Front) delivered(x *groupRequest) {
 			f.Stats.Late.Add(1)
 			continue
 		}
+		d.outstanding++
 		f.mu.Unlock()
 		f.transmit(next.x, next.message)
-		return
+		f.mu.Lock()
+		d = f.deliveries[key]
 	}
-	if d.outstanding--; d.outstanding == 0 {
+	if d != nil && d.outstanding == 0 {
 		delete(f.deliveries, key)
 	}
-	f.mu.Unlock()
 }
 
 // withdraw takes what still waits out of the queue of a client whose exchange
@@ -117,11 +131,11 @@ func (f *Front) withdraw(key clientToken) {
 type confirmation struct{ x *groupRequest }
 
 // Acknowledged implements endpoint.Watcher.
-func (c confirmation) Acknowledged(uint16) { c.x.front.delivered(c.x) }
+func (c confirmation) Acknowledged(uint16) { c.x.front.delivered(c.x, true) }
 
 // Failed implements endpoint.Watcher: a client that resets a response or does
 // not take it wants no more of them (GP-44).
 func (c confirmation) Failed(id uint16, err error) {
 	c.x.Failed(id, err)
-	c.x.front.delivered(c.x)
+	c.x.front.delivered(c.x, false)
 }

@@ -42,6 +42,7 @@ func respondAll(a *peer, q received, from, to int) {
 func TestConfirmablePacing(t *testing.T) {
 	inGateway(t, nil, func(g *gateway) {
 		c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
+		g.prove(userAddr)
 		c.ask(groupGet(con, "t", 60))
 		respondAll(a, a.request(), 1, 12)
 		got := c.take()
@@ -147,6 +148,8 @@ func TestEndedExchangeLeavesQueue(t *testing.T) {
 func TestPacingPerClient(t *testing.T) {
 	inGateway(t, paced(2, 10), func(g *gateway) {
 		c, d := g.peer(userAddr), g.peer("203.0.113.5:40001")
+		g.prove(userAddr)
+		g.prove("203.0.113.5:40001")
 		a := g.peer(member1, "224.0.1.187")
 		c.ask(groupGet(con, "t", 60))
 		respondAll(a, a.request(), 1, 2)

@@ -60,6 +60,18 @@ func failureResponse(f *exchange.Failure, numbers *wire.Numbers) *exchange.Respo
 	return p
 }
 
+// challengeResponse makes the response that asks for an Echo (FP-81).
+func challengeResponse(value []byte) *exchange.Response {
+	return &exchange.Response{Code: codes.Unauthorized, Options: message.Options{
+		{ID: wire.MaxAge, Value: []byte{}}, {ID: wire.Echo, Value: value}}} // GP-27
+}
+
+// notDone says of which failures it is certain that the request was not carried
+// out, not even by a server.
+var notDone = [exchange.Reasons]bool{exchange.BadRequest: true, exchange.TimeoutMissing: true, exchange.TokenReused: true,
+	exchange.Denied: true, exchange.BadOption: true, exchange.NotFound: true, exchange.MethodNotAllowed: true,
+	exchange.TooManyRequests: true, exchange.GroupsDisabled: true, exchange.NotProxied: true}
+
 // insertOption puts an option behind all of the same or a lower number.
 func insertOption(options message.Options, id message.OptionID, value []byte) message.Options {
 	i := len(options)

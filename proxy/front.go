@@ -58,6 +58,8 @@ type Front struct {
 	// What is granted to sources of protected messages that fail (OH-65, OC-54).
 	answers, forgers *budget
 
+	echoes *echoes
+
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
 	ended      *endedTokens
@@ -76,7 +78,7 @@ type service struct {
 // NewFront returns a Front.
 func NewFront(c FrontConfig) *Front {
 	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
-		ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery),
+		echoes: newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery),
 		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newBudget(layerFailureRate, layerFailureBurst)}
 	f.Serve(c.Next, c.Clients, c.Protected)
 	return f
@@ -109,6 +111,14 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	client := serving.clients.Identify(rx.Peer.Addr, removed.proven(rx))
 	hop, failure := f.readHop(m.Options, client)
 	hop.context = removed.context()
+	options := m.Options
+	if hop.echo && rx.Unproven() {
+		var answered bool
+		if options, answered = f.echoes.take(options, rx.Peer.Addr, rx.Now); answered {
+			f.Stats.Proven.Add(1)
+		}
+	}
+	hop.allowance = f.allow(rx, client, len(removed) > 0)
 	if hop.timeout.Present && hop.local || f.Stats.Running.Load() > 0 {
 		if f.stopEarly(rx, m, &hop) {
 			return
@@ -120,7 +130,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	r := requests.Get().(*exchange.Request)
 	defer func() { *r = exchange.Request{}; requests.Put(r) }()
 	*r = exchange.Request{
-		ID: f.Engine.NextID(), Method: m.Code, Options: m.Options, Payload: m.Payload,
+		ID: f.Engine.NextID(), Method: m.Code, Options: options, Payload: m.Payload,
 		Confirmable: m.Type == message.Confirmable, Client: client, Peer: rx.Peer.Addr, Local: rx.Local(), Scheme: rx.Scheme(), Secured: rx.Secured() || len(removed) > 0,
 		Timeout: hop.timeout, Arrival: rx.Now, BodyLimit: rx.MaxPayload(), BERT: rx.BERT(),
 	}
@@ -144,11 +154,19 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	case f.closed.Load():
 		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: 10 * time.Second}
 	}
+	if failure == nil && client != nil && hop.allowance != nil && hop.allowance.mayAnswerMuch(r) {
+		x := &request{front: f, id: r.ID, client: client, noResponse: hop.noResponse}
+		x.in.Accept(rx, m)
+		x.in.NotDone()
+		x.Respond(f.challenge(rx.Peer.Addr)) // FP-81
+		x.End(nil)
+		return
+	}
 	if hop.timeout.Present {
 		f.beginGroup(rx, m, r, &hop, serving.next, failure)
 		return
 	}
-	x := &request{front: f, id: r.ID, client: client, noResponse: hop.noResponse, problem: hop.problem}
+	x := &request{front: f, id: r.ID, client: client, noResponse: hop.noResponse, problem: hop.problem, allowance: hop.allowance}
 	x.in.Accept(rx, m)
 	if failure != nil {
 		x.End(failure)
@@ -180,6 +198,11 @@ type hop struct {
 	proxy bool
 	// problem: errors are wanted as problem details (FP-38).
 	problem bool
+	// echo: there is an Echo option.
+	echo bool
+	// allowance is what may be sent to an address that is not proven, nil for no
+	// limit (FP-86).
+	allowance *allowance
 	// context names the OSCORE layers that were removed; empty for none.
 	context string
 }
@@ -201,6 +224,8 @@ func (f *Front) readHop(options message.Options, client *exchange.Identity) (hop
 			h.local = false
 		case wire.ProxyURI, wire.ProxyScheme, wire.ProxyCRI, wire.ProxySchemeNumber:
 			h.local, h.proxy = false, true
+		case wire.Echo:
+			h.echo = true
 		case wire.NoResponse:
 			if len(o.Value) <= 1 {
 				h.noResponse, _ = wire.Uint(o.Value)
@@ -243,6 +268,7 @@ type request struct {
 	noResponse uint32
 	problem    bool
 	outcome    outcome
+	allowance  *allowance
 	target     exchange.Target // for the log
 	client     *exchange.Identity
 }
@@ -266,6 +292,9 @@ func (x *request) End(err error) {
 	case errors.Is(err, exchange.ErrCanceled): // the client's session or connection has ended
 		x.in.Finish()
 	case err != nil:
+		if notDone[exchange.AsFailure(err).Reason] {
+			x.in.NotDone()
+		}
 		x.send(x.front.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 	default:
 		x.in.Finish()
@@ -281,9 +310,10 @@ func (x *request) send(p *exchange.Response) {
 	}
 	x.front.Stats.Responses.Add(1)
 	separate := message.NonConfirmable
-	if x.in.Confirmable {
+	if x.in.Confirmable && x.allowance == nil { // which would be exceeded by repetitions (FP-86)
 		separate = message.Confirmable
 	}
+	p = x.front.fit(x.allowance, &x.in, p)
 	x.in.Respond(&wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}, separate, nil)
 	if ce := x.front.Log.Check(zap.DebugLevel, "response"); ce != nil {
 		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("target", &x.target), serverField(p))

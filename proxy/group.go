@@ -34,6 +34,7 @@ type groupRequest struct {
 	id         uint64
 	noResponse uint32
 	problem    bool
+	allowance  *allowance
 	silent     bool // T' = 0: no responses (GP-34)
 	counted    bool // in Stats.Running
 	dialect    exchange.Dialect
@@ -84,7 +85,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 		if !h.timeout.Present {
 			return false
 		}
-		r := &request{front: f, id: x.id, noResponse: h.noResponse, problem: h.problem}
+		r := &request{front: f, id: x.id, noResponse: h.noResponse, problem: h.problem, allowance: h.allowance}
 		r.in.Accept(rx, m)
 		f.active.Add(1)
 		r.End(exchange.Failf(exchange.TokenReused, "Token reuse: the exchange with this Token was running and is stopped")) // GP-25, GC-41
@@ -101,7 +102,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 // beginGroup starts an exchange that may have many responses.
 func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.Request, h *hop, next exchange.Handler, failure *exchange.Failure) {
 	f.Stats.GroupRequests.Add(1)
-	x := &groupRequest{front: f, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem,
+	x := &groupRequest{front: f, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem, allowance: h.allowance,
 		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable, until: r.Arrival.Add(r.Timeout.Duration())}
 	x.key = clientToken{rx.Origin(), string(m.Token), h.context}
 	x.in.Accept(rx, m)
@@ -218,6 +219,9 @@ func (x *groupRequest) End(err error) {
 // refuse sends an error of the proxy's own. It has no Reply-From (GP-39), and
 // goes out for T' = 0 too unless the client asked for silence (GP-34).
 func (x *groupRequest) refuse(err error) {
+	if notDone[exchange.AsFailure(err).Reason] {
+		x.in.NotDone()
+	}
 	x.answer(x.front.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 }
 
@@ -230,6 +234,10 @@ func (x *groupRequest) answer(p *exchange.Response) {
 		return
 	}
 	x.front.Stats.Responses.Add(1)
+	p = x.front.fit(x.allowance, &x.in, p)
+	if x.allowance != nil {
+		x.relayType = message.NonConfirmable
+	}
 	x.in.Respond(&wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}, x.relayType, nil)
 }
 

@@ -202,6 +202,13 @@ func (g *gateway) serve(ctx context.Context, wg *sync.WaitGroup, s *setup, local
 	return nil
 }
 
+// prove has a peer count as one whose address is proven.
+func (g *gateway) prove(peer string) {
+	g.front.echoes.mu.Lock()
+	defer g.front.echoes.mu.Unlock()
+	g.front.echoes.proven.Add(netip.MustParseAddrPort(peer), time.Now())
+}
+
 func (g *gateway) shut() {
 	g.stop()
 	g.wait()

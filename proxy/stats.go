@@ -20,6 +20,9 @@ type Stats struct {
 	DeliveryDropped atomic.Uint64                   `metric:"responses_undelivered_total" help:"Responses dropped because the client's queue was full."`
 	LayersSilenced  atomic.Uint64                   `metric:"oscore_silenced_total" help:"Protected requests that failed and got no answer, because their source had enough of them."`
 	LayersSkipped   atomic.Uint64                   `metric:"oscore_skipped_total" help:"Protected requests dropped unread, because too many forged ones came from their source."`
+	Challenges      atomic.Uint64                   `metric:"echo_challenges_total" help:"Requests answered with an Echo challenge, for an address that was not proven."`
+	Proven          atomic.Uint64                   `metric:"echo_answers_total" help:"Echo challenges answered: addresses proven."`
+	Trimmed         atomic.Uint64                   `metric:"errors_trimmed_total" help:"Errors sent without their text, because they were too long for an unproven address."`
 	MappingsEvicted atomic.Uint64                   `metric:"reverse_mappings_evicted_total" help:"Announced servers forgotten because too many were remembered."`
 	PoolExhausted   atomic.Uint64                   `metric:"reverse_pool_exhausted_total" help:"Responses of servers for which no address of the pool was free."`
 	Overshoot       exchange.Histogram              `metric:"timeout_overshoot_seconds" help:"How long after its timeout a group exchange ended."`

@@ -187,6 +187,7 @@ func TestReset(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inGateway(t, nil, func(g *gateway) {
 				c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
+				g.prove(userAddr)
 				c.ask(groupGet(typ, "t", 60))
 				q := a.request()
 				for range 3 {

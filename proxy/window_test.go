@@ -19,6 +19,7 @@ import (
 func TestGroupRequest(t *testing.T) {
 	inGateway(t, nil, func(g *gateway) {
 		c := g.peer(userAddr)
+		g.prove(userAddr)
 		a, b := g.peer(member1, "224.0.1.187"), g.peer("192.0.2.12:61616", "224.0.1.187")
 		// The second member answers from another port than the one it hears on.
 		listens := g.peer("192.0.2.12:5683", "224.0.1.187")

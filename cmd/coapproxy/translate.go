@@ -111,7 +111,7 @@ func policyOf(c *config.Config) access.Config {
 
 func clientOf(c *config.Client) access.Client {
 	out := access.Client{
-		Identity: exchange.Identity{Name: c.Name, PresetTimeout: c.PresetTimeout,
+		Identity: exchange.Identity{Name: c.Name, ProveAddress: c.Echo == config.EchoRequired, PresetTimeout: c.PresetTimeout,
 			Delivery: exchange.Delivery{Outstanding: c.ConOutstanding, Queue: c.ConQueue}},
 		Networks: c.Networks, PSK: c.PSK, Certificate: certificateNames(c.Certificate), HTTP: c.HTTP, OSCORE: c.OSCORE, AllGroups: c.Groups.All(), Groups: c.Groups, MaxTimeout: c.MaxTimeout,
 		AllowNoResponseZero: c.AllowNoResponseZero, FollowUp: c.FollowUp, MaxExchanges: c.MaxExchanges,
