@@ -316,6 +316,24 @@ func (s *groupSink) End(err error) {
 	s.sink.End(err)
 }
 
+// Offers reports whether a client may reach a target at all: one of the groups that
+// it stands for, or the server. What a name stands for is not asked.
+func (p *Policy) Offers(id *exchange.Identity, groups []string, to *exchange.Target) bool {
+	if id == nil {
+		return false
+	}
+	c, ok := id.Permissions.(*client)
+	if !ok {
+		return false
+	}
+	for _, g := range groups {
+		if c.AllGroups || slices.Contains(c.Groups, g) {
+			return true
+		}
+	}
+	return !to.Group && slices.ContainsFunc(c.Forward, func(t Target) bool { return t.matches(to) })
+}
+
 // mayForward checks a unicast target: the client's list, and the kinds of
 // address that are out of bounds unless allowed (FP-11); a name that a next proxy
 // resolves is checked there. A server heard in one of the client's groups, or

@@ -18,7 +18,7 @@ type delivery struct {
 	// listens: the client has acknowledged something, or proven its address. Before
 	// that only one response waits for its ACK, whoever may be at that address.
 	listens bool
-	waiting     []waitingResponse
+	waiting []waitingResponse
 }
 
 // Clients that take responses and acknowledge none cost the proxy no more than

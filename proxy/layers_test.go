@@ -37,7 +37,7 @@ func TestLayerUnicast(t *testing.T) {
 			want string
 		}{
 			"OH-14 no such resource": {msg(con, codes.GET, "b", opt(wire.URIPath, "x")), "ACK 4.04 |this is a proxy; name a target with Proxy-Uri or Proxy-Scheme"},
-			"OH-13 itself":           {msg(con, codes.GET, "b", uri("coap://198.51.100.1/.well-known/core")), "ACK 2.05 12=28"},
+			"OH-13 itself":           {msg(con, codes.GET, "b", uri("coap://198.51.100.1/.well-known/core")), "ACK 2.05 4=e3b0c44298fc1c14 12=28"},
 			"OH-55 scheme":           {msg(con, codes.GET, "b", uri("ftp://192.0.2.11/r")), "ACK 5.05 14= |this scheme is not served"},
 			"OH-56 target":           {msg(con, codes.GET, "b", uri("coap://239.9.9.9/r"), timeout(2)), "ACK 4.01 14= |group not allowed"},
 			"OH-58 hop limit 0":      {msg(con, codes.GET, "b", uri("coap://192.0.2.11/r"), opt(wire.HopLimit, "\x00")), "ACK 4.00 14= |Hop-Limit must be 1 to 255"},

@@ -258,6 +258,33 @@ func (h *found) forward(r *exchange.Request, numbers *wire.Numbers, options mess
 	return options, nil
 }
 
+// Offers returns the links to what this side of the proxy stands in for, as far as
+// allowed says that the client of r may use it.
+func (v *Reverse) Offers(r *exchange.Request, allowed func(client *exchange.Identity, groups []string, to *exchange.Target) bool) []Link {
+	var out []Link
+	for i := range v.Routes {
+		t := &v.Routes[i]
+		to := exchange.Target{Scheme: t.Scheme, Host: t.Host, Addr: netip.AddrPortFrom(t.Addr, t.Port), Group: t.Group}
+		if t.Listener != nil && !t.Listener(r.Scheme, r.Local) || !allowed(r.Client, t.Groups, &to) {
+			continue
+		}
+		title := []LinkAttribute{{"title", t.Name}}
+		path := wire.URI{Scheme: r.Scheme, Host: "h", Path: t.Path}.String()
+		path = path[strings.Index(path, "//h")+len("//h"):]
+		if len(t.Hosts) == 0 {
+			out = append(out, Link{path, title})
+		}
+		for _, host := range t.Hosts {
+			at := wire.URI{Scheme: r.Scheme, Host: host, Port: r.Local.Port(), Path: t.Path}
+			if addr, err := netip.ParseAddr(host); err == nil {
+				at.Host, at.Addr = "", addr
+			}
+			out = append(out, Link{at.String(), title})
+		}
+	}
+	return out
+}
+
 // announcing is the sink of a request that came by the reverse side. It announces
 // the servers of groups as what clients can reach (GP-53 to GP-55).
 type announcing struct {

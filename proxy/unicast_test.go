@@ -158,7 +158,7 @@ func TestTimeoutToOneServer(t *testing.T) {
 			c.expect()
 
 			c.ask(msg(con, codes.GET, "t", timeout(seconds), uri("coap://"+proxy4+"/.well-known/core")))
-			c.expect("ACK 2.05 12=28")
+			c.expect("ACK 2.05 4=e3b0c44298fc1c14 12=28")
 		}
 	})
 }

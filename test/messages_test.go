@@ -47,7 +47,7 @@ func TestMessageLayer(t *testing.T) {
 		{"three bytes", "40 01 00", ""},
 		{"nothing", "", ""},
 		// FP-83: Tokens of up to 8 bytes, and none.
-		{"no token", "40 01 0017 bb " + hexOf(".well-known") + "04 " + hexOf("core"), "60 45 0017 c1 28"},
+		{"no token", "40 01 0017 bb " + hexOf(".well-known") + "04 " + hexOf("core"), "60 45 0017 48e3b0c44298fc1c14 81 28"},
 		{"8 bytes", "48 01 0018 0102030405060708 b1 78", "68 84 0018 0102030405060708"},
 		{"9 bytes", "49 01 0019 010203040506070809 b1 78", "69 80 0019 010203040506070809"},
 		{"13 bytes", "4d 01 001a 00 0102030405060708090a0b0c0d b1 78", "6d 80 001a 00 0102030405060708090a0b0c0d"},

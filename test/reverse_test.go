@@ -313,3 +313,32 @@ func TestReverseDocument(t *testing.T) {
 		}
 	})
 }
+
+// What the proxy offers itself: its routes, the HTTP side, its other transports,
+// each to those who may use it (FP-88, HC-14); filtered, and validated by ETag.
+func TestWellKnownCore(t *testing.T) {
+	t.Parallel()
+	_, group := members(t, 1, content)
+	p := startProxy(t, group, settings{listen: "- coap://127.0.0.1:0\n- coap+tcp://127.0.0.1:0\n- http://127.0.0.1:0",
+		clients: "  - {name: all, networks: [127.0.0.1], groups: \"*\"}\n  - {name: none, networks: [127.0.0.2]}\n",
+		top: fmt.Sprintf(`routes:
+- {name: every-lamp, path: /lights/all, to: "coap://%v"}
+- {name: named, host: [lamps.example, "2001:db8::7"], path: "/x y", to: "coap://%v"}
+- {name: server, path: /server, to: "coap://127.0.0.9"}`, group, group)})
+	core := func(from string, more ...coap.Option) incoming {
+		c := newClient(t, here, netip.MustParseAddr(from), p.addr())
+		return c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: append(path(".well-known", "core"), more...)})
+	}
+	transports := fmt.Sprintf(`<coap+tcp://%v>;rel="has-proxy";anchor="/",</hc/>;rt="core.hc";anchor="http://%v"`, p.addrs[1], p.addrs[2])
+	in := core("127.0.0.1")
+	require.Equal(t, fmt.Sprintf(`</lights/all>;title="every-lamp",<coap://lamps.example:%d/x%%20y>;title="named",<coap://[2001:db8::7]:%d/x%%20y>;title="named",%s`,
+		p.addr().Port(), p.addr().Port(), transports), string(in.Payload))
+	require.Equal(t, transports, string(core("127.0.0.2").Payload))
+	require.Empty(t, core("127.0.0.3").Payload)
+	require.Equal(t, fmt.Sprintf(`</hc/>;rt="core.hc";anchor="http://%v"`, p.addrs[2]), string(core("127.0.0.1", coap.Opt(coap.URIQuery, "rt=core.h*")).Payload))
+	again := core("127.0.0.1", coap.Opt(4, in.All(4)[0]))
+	require.Equal(t, coap.CodeOf(2, 3), again.Code)
+	block := core("127.0.0.1", coap.Uint(23, 1<<4|2)) // the second block of 64 bytes
+	require.Equal(t, in.Payload[64:128], block.Payload)
+	require.Equal(t, in.All(4), block.All(4))
+}

@@ -101,7 +101,8 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	window := &proxy.Groups{Next: p.stored, RefuseAboveMax: c.Proxy.RefuseAboveMax, Log: log.Named("route")}
 	g.policy = access.New(policyOf(c), window, p.heard)
 	window.MaxTimeout = g.policy.MaxTimeout
-	targets := &proxy.Targets{Next: g.policy, Reverse: p.reverseOf(c), Local: proxy.Local{}, Numbers: p.numbers, Names: g.names, Own: p.own.is, Serves: servers.legs.Serves,
+	reverse := p.reverseOf(c)
+	targets := &proxy.Targets{Next: g.policy, Reverse: reverse, Local: p.localOf(c, g, reverse), Numbers: p.numbers, Names: g.names, Own: p.own.is, Serves: servers.legs.Serves,
 		OwnNames: ownNames(c), NextHop: p.nextHopOf(c), GroupName: g.policy.NamesGroup, Zone: zoneOf(c, p.heard), Engine: p.engine, Log: log.Named("target")}
 	g.entry = targets
 	if err := p.webOf(c, g, log.Named("http")); err != nil {

@@ -31,6 +31,13 @@ func (b *boundListeners) set(listeners []*listener) {
 	}
 }
 
+// of returns where a listener of the configuration is.
+func (b *boundListeners) of(l config.Listener) []netip.AddrPort {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.addrs[l.String()])
+}
+
 // has reports whether what was sent to local by the scheme came by one of the
 // listeners.
 func (b *boundListeners) has(wanted []config.Listener, scheme string, local netip.AddrPort) bool {
