@@ -200,7 +200,7 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	}
 	c, ok := permissions(r)
 	if !ok {
-		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified")) // GP-23, FP-85
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified").Because("clients")) // GP-23, FP-85
 	}
 	if exceeds(c.rate, r.Arrival) {
 		return exchange.Fail(w, tooMany(c.rate))
@@ -209,10 +209,10 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		return p.group(r, w, c)
 	}
 	if wire.SecureScheme(r.Target.Scheme) && !r.Secured && !p.config.UnsecuredClients {
-		return exchange.Fail(w, exchange.Failf(exchange.Denied, "a %s target needs a secured client", r.Target.Scheme)) // FP-87
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "a %s target needs a secured client", r.Target.Scheme).Because("proxy.require_secure_client")) // FP-87
 	}
-	if !p.mayForward(r, c) {
-		return exchange.Fail(w, exchange.Failf(exchange.Denied, "target not allowed")) // FP-7, FP-11
+	if key := p.denies(r, c); key != "" {
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "target not allowed").Because(key)) // FP-7, FP-11
 	}
 	return p.next.Exchange(r, w)
 }
@@ -228,14 +228,18 @@ func (p *Policy) group(r *exchange.Request, w exchange.Sink, c *client) exchange
 	check := func(addr netip.AddrPort) (*group, *exchange.Failure) {
 		g := p.groupOf(r.Target.Host, addr)
 		switch {
-		case g == nil, c.groups != nil && !c.groups[g]:
-			return nil, exchange.Failf(exchange.Denied, "group not allowed")
+		case g == nil:
+			return nil, exchange.Failf(exchange.Denied, "group not allowed").Because("groups")
+		case c.groups != nil && !c.groups[g]:
+			return nil, exchange.Failf(exchange.Denied, "group not allowed").Because("clients[].groups")
 		case addr.Addr().Is6() && addr.Addr().As16()[1]&0x0f > p.config.MaxScope: // GC-5
-			return nil, exchange.Failf(exchange.Denied, "multicast scope not allowed")
+			return nil, exchange.Failf(exchange.Denied, "multicast scope not allowed").Because("proxy.max_scope")
 		case protected && !g.Protected: // GC-92
-			return nil, exchange.Failf(exchange.Denied, "protected group requests are not allowed")
-		case !protected && !(slices.Contains(g.Methods, r.Method) && (c.Methods == nil || slices.Contains(c.Methods, r.Method))):
-			return nil, exchange.Failf(exchange.MethodNotAllowed, "method not allowed for this group") // GC-70
+			return nil, exchange.Failf(exchange.Denied, "protected group requests are not allowed").Because("groups[].protected_requests")
+		case !protected && !slices.Contains(g.Methods, r.Method):
+			return nil, exchange.Failf(exchange.MethodNotAllowed, "method not allowed for this group").Because("groups[].methods") // GC-70
+		case !protected && c.Methods != nil && !slices.Contains(c.Methods, r.Method):
+			return nil, exchange.Failf(exchange.MethodNotAllowed, "method not allowed for this group").Because("clients[].methods") // GC-70
 		}
 		return g, nil
 	}
@@ -334,45 +338,51 @@ func (p *Policy) Offers(id *exchange.Identity, groups []string, to *exchange.Tar
 	return !to.Group && slices.ContainsFunc(c.Forward, func(t Target) bool { return t.matches(to) })
 }
 
-// mayForward checks a unicast target: the client's list, and the kinds of
-// address that are out of bounds unless allowed (FP-11); a name that a next proxy
-// resolves is checked there. A server heard in one of the client's groups, or
-// announced for one, passes both; the former under the scheme of groups (GP-112),
-// and it is reached the way it was heard: behind a next proxy, unless the client's
-// own list has it.
-func (p *Policy) mayForward(r *exchange.Request, c *client) bool {
+// denies checks a unicast target and returns the key of the configuration that
+// denies it, empty for none: the client's list, and the kinds of address that are
+// out of bounds unless allowed (FP-11); a name that a next proxy resolves is checked
+// there. A server heard in one of the client's groups, or announced for one, passes
+// both; the former under the scheme of groups (GP-112), and it is reached the way it
+// was heard: behind a next proxy, unless the client's own list has it.
+func (p *Policy) denies(r *exchange.Request, c *client) string {
 	permitted := func(name string) bool { return c.AllGroups || slices.Contains(c.Groups, name) }
-	if p.allowed(r, c) || c.FollowUp && slices.ContainsFunc(r.Target.Announced, permitted) {
-		return true
+	key := p.listDenies(r, c)
+	if key == "" || c.FollowUp && slices.ContainsFunc(r.Target.Announced, permitted) {
+		return ""
 	}
 	if !c.FollowUp || r.Target.Scheme != "coap" {
-		return false
+		return key
 	}
 	via, ok := p.heard.in(r.Target.Addr, r.Arrival, permitted)
-	if ok && r.Target.NextHop == "" {
+	if !ok {
+		return key
+	}
+	if r.Target.NextHop == "" {
 		r.Target.NextHop = via
 	}
-	return ok
+	return ""
 }
 
-// allowed checks a unicast target by the client's list.
-func (p *Policy) allowed(r *exchange.Request, c *client) bool {
+// listDenies checks a unicast target by the client's list.
+func (p *Policy) listDenies(r *exchange.Request, c *client) string {
 	addr := r.Target.Addr.Addr()
 	switch {
 	case !addr.IsValid() && r.Target.NextHop != "":
 	case addr.IsUnspecified(), addr.IsMulticast(), addr == broadcast: // GC-9
-		return false
-	case addr.IsLoopback() && !p.config.AllowLoopback,
-		addr.IsLinkLocalUnicast() && !p.config.AllowLinkLocal,
-		addr.IsPrivate() && !p.config.AllowPrivate:
-		return false
+		return "groups"
+	case addr.IsLoopback() && !p.config.AllowLoopback:
+		return "proxy.allow_loopback"
+	case addr.IsLinkLocalUnicast() && !p.config.AllowLinkLocal:
+		return "proxy.allow_link_local"
+	case addr.IsPrivate() && !p.config.AllowPrivate:
+		return "proxy.allow_private"
 	}
 	for i := range c.Forward {
 		if c.Forward[i].matches(&r.Target) {
-			return true
+			return ""
 		}
 	}
-	return false
+	return "clients[].forward"
 }
 
 // NamesGroup reports whether a host name and port are those of a group.

@@ -74,6 +74,16 @@ type Failure struct {
 	Option message.OptionID
 	// Err is the cause, for the log only; may be nil.
 	Err error
+	// Key is the key of the configuration that denies, such as
+	// clients[].forward, and Asked what a target was asked for by where it could not
+	// be made out, both for the log only.
+	Key, Asked string
+}
+
+// Because returns f with the key of the configuration that denies.
+func (f *Failure) Because(key string) *Failure {
+	f.Key = key
+	return f
 }
 
 // Failf returns a Failure with a formatted Detail.

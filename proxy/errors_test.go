@@ -151,3 +151,46 @@ func TestProblemDetails(t *testing.T) {
 	require.Equal(t, "a12063616263", hex.EncodeToString(appendProblemTitle(nil, "abc")))
 	require.Equal(t, "a120790100", hex.EncodeToString(appendProblemTitle(nil, strings.Repeat("x", 256)))[:10])
 }
+
+// The log says which key of the configuration denied a request, and what was asked
+// for where that is no target; not its query.
+func TestRefusalInLog(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change      func(*setup)
+		request     wire.Message
+		key, target string
+	}{
+		"forward":  {func(s *setup) { s.access.Clients[0].Forward = nil }, msg(con, codes.GET, "t", uri("coap://192.0.2.11/x")), "clients[].forward", "coap://192.0.2.11:5683"},
+		"private":  {nil, msg(con, codes.GET, "t", uri("coap://10.0.0.1/x")), "proxy.allow_private", "coap://10.0.0.1:5683"},
+		"loopback": {nil, msg(con, codes.GET, "t", uri("coap://127.0.0.9/x")), "proxy.allow_loopback", "coap://127.0.0.9:5683"},
+		"group":    {nil, msg(con, codes.GET, "t", timeout(2), uri("coap://224.0.1.200/x")), "groups", "coap://224.0.1.200:5683"},
+		"groups":   {func(s *setup) { s.access.Clients[0].AllGroups = false }, groupGet(con, "t", 2), "clients[].groups", "coap://224.0.1.187:5683"},
+		"method":   {nil, msg(con, codes.PUT, "t", timeout(2), uri(nodesURI)), "groups[].methods", "coap://224.0.1.187:5683"},
+		"methods":  {func(s *setup) { s.access.Clients[0].Methods = []codes.Code{codes.POST} }, groupGet(con, "t", 2), "clients[].methods", "coap://224.0.1.187:5683"},
+		"bad URI":  {nil, msg(con, codes.GET, "t", uri("coap:///x?secret")), "", `"coap:///x"`},
+		"scheme":   {nil, msg(con, codes.GET, "t", uri("ftp://a/")), "", `"ftp://a/"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inGateway(t, tt.change, func(g *gateway) {
+				c := g.peer(userAddr)
+				c.ask(tt.request)
+				require.Len(t, c.take(), 1)
+				entries := g.log.FilterMessage("request refused").All()
+				require.Len(t, entries, 1)
+				fields := entries[0].ContextMap()
+				require.Equal(t, tt.target, fields["target"])
+				if tt.key == "" {
+					require.NotContains(t, fields, "key")
+				} else {
+					require.Equal(t, tt.key, fields["key"])
+				}
+			})
+		})
+	}
+	inGateway(t, nil, func(g *gateway) {
+		c := g.peer("198.51.100.77:1")
+		c.ask(groupGet(con, "t", 2))
+		c.take()
+		require.Equal(t, "clients", g.log.FilterMessage("request refused").All()[0].ContextMap()["key"])
+	})
+}

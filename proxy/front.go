@@ -328,13 +328,30 @@ func (f *Front) fail(id uint64, peer netip.AddrPort, client *exchange.Identity, 
 	if failure.Reason == exchange.Internal {
 		write = f.Log.Error
 	}
-	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer), zap.String("name", nameOf(client)), zap.Stringer("target", target),
-		zap.Stringer("reason", failure.Reason), zap.String("detail", failure.Detail), zap.NamedError("cause", failure.Err))
+	write("request refused", zap.Uint64("exchange", id), zap.Stringer("client", peer), zap.String("name", nameOf(client)), targetField(target, failure),
+		zap.Stringer("reason", failure.Reason), zap.String("detail", failure.Detail), keyField(failure), zap.NamedError("cause", failure.Err))
 	p := failureResponse(failure, f.Numbers)
 	if problem && failure.Reason != exchange.HopLimitReached { // whose payload is more than a diagnostic (FP-54)
 		asProblemDetails(p, failure)
 	}
 	return p
+}
+
+// targetField names the target of a failure in the log, or what the client asked for
+// where that is none.
+func targetField(target *exchange.Target, failure *exchange.Failure) zap.Field {
+	if target.Scheme == "" && failure.Asked != "" {
+		return zap.String("target", failure.Asked)
+	}
+	return zap.Stringer("target", target)
+}
+
+// keyField names the key of the configuration that denied.
+func keyField(failure *exchange.Failure) zap.Field {
+	if failure.Key == "" {
+		return zap.Skip()
+	}
+	return zap.String("key", failure.Key)
 }
 
 // serverField names the server of a response in the log, if it has one.

@@ -275,6 +275,13 @@ func (s *contractSink) enter() func() {
 	return func() { s.busy.Store(false) }
 }
 
+// Locate implements exchange.Locator.
+func (s *contractSink) Locate(t *exchange.Target) {
+	if l, ok := s.sink.(exchange.Locator); ok {
+		l.Locate(t)
+	}
+}
+
 func (s *contractSink) Respond(p *exchange.Response) exchange.Verdict {
 	defer s.enter()()
 	return s.sink.Respond(p)

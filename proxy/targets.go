@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -67,10 +69,27 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 	d, options, f := t.split(r, (*scratch)[:0])
 	*scratch = options
 	if f != nil {
+		f.Asked = asked(r.Options)
 		return exchange.Fail(w, f)
 	}
 	r.Options = options
 	return t.reach(r, w, &d, false)
+}
+
+// asked is what a client named a target by, as a log may show it.
+func asked(options message.Options) string {
+	const longest = 200
+	text := ""
+	for _, o := range options {
+		switch o.ID {
+		case wire.ProxyURI, wire.ProxyScheme, wire.URIHost:
+			value, _, _ := bytes.Cut(o.Value, []byte{'?'}) // a query can hold a secret
+			text += fmt.Sprintf(" %q", value[:min(len(value), longest)])
+		case wire.ProxyCRI, wire.URIPort, wire.ProxySchemeNumber:
+			text += fmt.Sprintf(" %x", o.Value[:min(len(o.Value), longest)])
+		}
+	}
+	return strings.TrimPrefix(text, " ")
 }
 
 // here is a request without Proxy option: for what the proxy stands in for, or
@@ -152,7 +171,7 @@ func (t *Targets) reach(r *exchange.Request, w exchange.Sink, d *destination, st
 		return t.single(r, w, netip.AddrPortFrom(d.addr, d.port), stoodIn)
 	}
 	if r.Client == nil { // nobody makes the proxy ask name servers for nothing
-		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified")) // GP-23, FP-85
+		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified").Because("clients")) // GP-23, FP-85
 	}
 	port := d.port // so that only what needs a name costs an allocation
 	return t.Names.lookup(r, w, d.host, func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler {
