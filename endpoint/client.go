@@ -86,8 +86,9 @@ type server struct {
 	family      int
 	lane        *idLane
 	outstanding int
-	waiting     []*call
-	standing    int // open calls
+	waiting     []*call // sorted by round
+	round       uint64  // of the last one that had its turn
+	standing    int     // open calls
 }
 
 // NewClient returns a Client whose goroutines end when ctx does; Wait waits
@@ -155,6 +156,8 @@ var errClosing = &exchange.Failure{Reason: exchange.Overloaded, Detail: "shuttin
 // the client's lock until it is taken out of the table: who takes it out owns
 // its end.
 type call struct {
+	exchange.Turn // while it waits
+
 	client *Client
 	sink   exchange.Sink
 	server *server
@@ -196,9 +199,13 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	}
 	s := c.serverOf(r.Target.Addr)
 	wait := s.outstanding >= max(nstart, 1)
-	if wait && len(s.waiting) >= c.config.Queue {
-		c.mu.Unlock()
-		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second})
+	var displaced *call
+	if wait { // FP-35
+		var ok bool
+		if s.waiting, displaced, ok = exchange.Enqueue(s.waiting, k, r.Peer.Addr(), s.round, c.config.Queue); !ok {
+			c.mu.Unlock()
+			return exchange.Fail(w, errServerBusy)
+		}
 	}
 	k.server = s
 	k.token = c.newToken()
@@ -208,14 +215,34 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	if wait {
 		k.waiting = true
 		k.request = &wire.Message{Type: m.Type, Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: bytes.Clone(m.Payload)}
-		s.waiting = append(s.waiting, k)
+		if displaced != nil {
+			c.displace(displaced)
+		}
 		c.mu.Unlock()
+		if displaced != nil {
+			c.config.Engine.Unschedule(&displaced.deadline)
+			displaced.end(errServerBusy)
+		}
 		return k
 	}
 	err := c.begin(k)
 	c.mu.Unlock()
 	c.send(k, &m, err)
 	return k
+}
+
+var errServerBusy = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second}
+
+// displace takes a call out of the table that has left the queue for another
+// client's. Called under the lock.
+func (c *Client) displace(k *call) {
+	c.config.Stats.Displaced.Add(1)
+	delete(c.calls, k.token)
+	k.over.Store(true)
+	k.waiting = false
+	if k.open != nil {
+		c.forgetOpen(k)
+	}
 }
 
 // serverOf returns what is known of the server, called under the lock.
@@ -377,6 +404,7 @@ func (c *Client) release(k *call) (*call, error) {
 	next := s.waiting[0]
 	s.waiting[0] = nil
 	s.waiting = s.waiting[1:]
+	s.round = next.Round()
 	next.waiting = false
 	return next, c.begin(next)
 }

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -146,7 +147,7 @@ func (c *Client) start(k *call, nstart int, until time.Time) {
 	c.config.Engine.Schedule(&k.deadline, until)
 	if s.outstanding >= max(nstart, 1) {
 		k.waiting = true
-		s.waiting = append(s.waiting, k)
+		s.waiting, _, _ = exchange.Enqueue(s.waiting, k, netip.Addr{}, s.round, len(s.waiting)+1)
 		c.mu.Unlock()
 		return
 	}

@@ -497,3 +497,38 @@ func TestClientAgainstChaos(t *testing.T) {
 		b.requireIdle(c)
 	})
 }
+
+// One client cannot keep a server's queue to itself: clients take turns, and where
+// the queue is full, the last request of who has most gives way (FP-35).
+func TestClientQueueIsShared(t *testing.T) {
+	inBed(t, func(t *testing.T, b *bed) {
+		c := b.client(func(c *endpoint.ClientConfig) {
+			c.NStart = func(netip.AddrPort) int { return 1 }
+			c.Queue = 4
+		})
+		server := b.rawServer()
+		ask := func(i int, from string) *sink {
+			r := numbered(i, true)
+			r.Peer = netip.MustParseAddrPort(from)
+			s, _ := b.ask(c, r)
+			return s
+		}
+		var greedy []*sink
+		for i := range 5 {
+			greedy = append(greedy, ask(i, "192.0.2.1:1"))
+		}
+		ask(5, "192.0.2.1:2").failed(exchange.Overloaded) // another port is no other client
+		modest := ask(10, "192.0.2.2:1")
+		greedy[4].failed(exchange.Overloaded)
+		modest.running()
+		require.EqualValues(t, 1, b.stats.Displaced.Load())
+		for _, want := range []string{"0", "1", "10", "2", "3"} {
+			got := server.got()
+			require.Len(t, got, 1)
+			require.Equal(t, want, string(got[0].Payload))
+			server.send(answerTo(got[0], message.NonConfirmable, got[0].ID))
+		}
+		modest.answered()
+		b.requireIdle(c)
+	})
+}

@@ -18,6 +18,7 @@ type Stats struct {
 	Ignored              atomic.Uint64 `metric:"messages_ignored_total" help:"Datagrams that are no CoAP version 1 message, and messages that match nothing."`
 	Duplicates           atomic.Uint64 `metric:"messages_duplicate_total" help:"Messages received again."`
 	DedupEvicted         atomic.Uint64 `metric:"dedup_evicted_total" help:"Remembered messages forgotten early because the table was full."`
+	Displaced            atomic.Uint64 `metric:"upstream_displaced_total" help:"Requests waiting for a server that gave way to one of a client with fewer."`
 	DedupFull            atomic.Uint64 `metric:"dedup_refused_total" help:"Non-idempotent requests refused because the table of remembered ones was full."`
 	Retransmissions      atomic.Uint64 `metric:"retransmissions_total" help:"Confirmable messages sent again."`
 	Timeouts             atomic.Uint64 `metric:"confirmable_timeouts_total" help:"Confirmable messages never acknowledged."`

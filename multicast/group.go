@@ -58,7 +58,8 @@ const probingBurst = 1280
 type group struct {
 	Group
 	outstanding int
-	queue       []*transaction
+	queue       []*transaction          // sorted by round
+	round       uint64                  // of the last one that had its turn
 	sharable    map[string]*transaction // those in queue that others may join
 	heard       bool                    // something came back once
 	fire        *rate.Limiter

@@ -144,8 +144,12 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if hint {
 		l.hinted[r.Client.Name] = true
 	}
-	t, s, f := l.admit(g, r, w)
+	t, s, displaced, f := l.admit(g, r, w)
 	l.mu.Unlock()
+	if displaced != nil {
+		l.config.Stats.Displaced.Add(1)
+		displaced.serial.DoAlways(func() { displaced.endAll(groupBusy(g)) })
+	}
 	if hint { // GC-36
 		l.config.Log.Info("this client's timeout is shorter than the time servers may take to answer; late responses are lost",
 			zap.String("client", r.Client.Name), zap.Duration("timeout", r.Timeout.Duration()), zap.String("group", g.Name), zap.Duration("leisure", g.Leisure))
@@ -190,33 +194,43 @@ func overloaded(detail string, retry time.Duration) *exchange.Failure {
 // admit makes a subscriber for the request: of a transaction that begins now,
 // that waits for its turn, or that another client's identical request has
 // waiting already (GC-80, GC-82). Called under the lock.
-func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink) (*transaction, *subscriber, *exchange.Failure) {
-	s := &subscriber{sink: w, until: r.Arrival.Add(r.Timeout.Duration())}
+//
+// The transaction that has to leave the queue for it, if any, is returned to be
+// ended.
+func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink) (t *transaction, s *subscriber, displaced *transaction, f *exchange.Failure) {
+	s = &subscriber{sink: w, until: r.Arrival.Add(r.Timeout.Duration())}
 	s.deadline.Fire = s.expire
 	if g.outstanding < g.NStart && len(g.queue) == 0 {
 		t := &transaction{leg: l, group: g, subscribers: []*subscriber{s}, holdsSlot: true}
 		s.transaction, s.begins = t, true
 		g.outstanding++
-		return t, s, nil
+		return t, s, nil, nil
 	}
 	key := shareKey(r)
 	if t := g.sharable[key]; t != nil && key != "" {
 		l.config.Stats.Shared.Add(1)
 		t.subscribers = append(t.subscribers, s)
 		s.transaction = t
-		return t, s, nil
+		return t, s, nil, nil
 	}
-	if len(g.queue) >= g.Queue {
-		return nil, nil, overloaded("too many requests wait for this group", g.Leisure)
+	t = &transaction{leg: l, group: g, subscribers: []*subscriber{s}, key: key}
+	var ok bool
+	if g.queue, displaced, ok = exchange.Enqueue(g.queue, t, r.Peer.Addr(), g.round, g.Queue); !ok {
+		return nil, nil, nil, groupBusy(g)
+	}
+	if displaced != nil {
+		l.dequeued(displaced)
 	}
 	l.config.Stats.Queued.Add(1)
-	t := &transaction{leg: l, group: g, subscribers: []*subscriber{s}, request: r.Clone(), key: key}
-	s.transaction = t
-	g.queue = append(g.queue, t)
+	t.request, s.transaction = r.Clone(), t
 	if key != "" {
 		g.sharable[key] = t
 	}
-	return t, s, nil
+	return t, s, displaced, nil
+}
+
+func groupBusy(g *group) *exchange.Failure {
+	return overloaded("too many requests wait for this group", g.Leisure)
 }
 
 // shareKey identifies requests that may share one multicast (GC-82); "" for a
@@ -392,6 +406,7 @@ func (l *Leg) freeSlot(t *transaction) *transaction {
 	next := g.queue[0]
 	g.queue[0] = nil
 	g.queue = g.queue[1:]
+	g.round = next.Round()
 	l.dequeued(next)
 	g.outstanding++
 	next.holdsSlot = true

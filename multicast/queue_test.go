@@ -1,6 +1,7 @@
 package multicast
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -252,5 +253,32 @@ func TestMoreAtATime(t *testing.T) {
 		r.Target.GroupName = "other"
 		s.ask(r)
 		a.request()
+	})
+}
+
+// One client cannot keep a group's queue to itself: clients take turns, and where
+// the queue is full, the last request of who has most gives way (GC-80).
+func TestQueueIsShared(t *testing.T) {
+	inSite(t, oneAtATime, func(s *site) {
+		a := s.member("192.0.2.11:5683", "224.0.1.187")
+		from := func(peer string, r *exchange.Request) *exchange.Request {
+			r.Peer = netip.MustParseAddrPort(peer)
+			return r
+		}
+		s.ask(from("203.0.113.1:1", distinct("1", 60)))
+		second, _ := s.ask(from("203.0.113.1:1", distinct("2", 60)))
+		third, _ := s.ask(from("203.0.113.1:2", distinct("3", 60)))
+		modest, _ := s.ask(from("203.0.113.2:1", distinct("4", 60)))
+		third.failure(exchange.Overloaded)
+		require.EqualValues(t, 1, s.stats.Displaced.Load())
+		fourth, _ := s.ask(from("203.0.113.1:1", distinct("5", 60)))
+		fourth.failure(exchange.Overloaded)
+		for _, want := range []string{"1", "2", "4"} {
+			q := a.request()
+			require.Equal(t, want, string(q.Options[1].Value))
+			a.answer(q, non, want)
+		}
+		require.Equal(t, []string{"2"}, second.got())
+		require.Equal(t, []string{"4"}, modest.got())
 	})
 }

@@ -19,6 +19,7 @@ type Stats struct {
 	Foreign    atomic.Uint64      `metric:"responses_foreign_total" help:"Responses from a source the group does not allow (GC-25)."`
 	Excess     atomic.Uint64      `metric:"responses_excess_total" help:"Responses beyond the limits of an exchange (GP-61)."`
 	Queued     atomic.Uint64      `metric:"requests_queued_total" help:"Group requests that waited for their turn (GC-80)."`
+	Displaced  atomic.Uint64      `metric:"requests_displaced_total" help:"Group requests that gave way in the queue to one of a client with fewer."`
 	QueueFull  atomic.Uint64      `metric:"requests_refused_total" help:"Group requests refused because the queue was full."`
 	Limited    atomic.Uint64      `metric:"requests_limited_total" help:"Group requests refused by a rate: fire-and-forget (GC-80) or probing (GC-81)."`
 	Rotations  atomic.Uint64      `metric:"port_rotations_total" help:"Source ports replaced because too many Tokens waited for reuse (GC-24)."`

@@ -11,7 +11,9 @@ import (
 // transaction is one multicast request and its responses, for one client or for
 // several that asked the same.
 type transaction struct {
-	leg    *Leg
+	leg           *Leg
+	exchange.Turn // while it waits
+
 	group  *group
 	serial exchange.Serial
 	slot   exchange.Deadline // end of the wait for a first response
