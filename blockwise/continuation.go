@@ -29,6 +29,22 @@ type Continuation struct {
 	Engine         *exchange.Engine
 	Stats          *Stats
 	Log            *zap.Logger
+
+	bytes atomic.Int64 // that the bodies under way can have, over all exchanges
+}
+
+// maxCompleting bounds the bodies being completed over all exchanges, in bytes;
+// beyond it responses are relayed with their first block.
+const maxCompleting = 64 << 20
+
+// reserve counts a body that can have so many bytes, and reports false when there
+// is no room.
+func (c *Continuation) reserve(n int) bool {
+	if c.bytes.Add(int64(n)) > maxCompleting {
+		c.bytes.Add(-int64(n))
+		return false
+	}
+	return true
 }
 
 // maxFetches bounds the bodies one exchange completes at a time; the responses
@@ -108,7 +124,8 @@ func (s *continued) take(p *exchange.Response) {
 		return
 	}
 	limit := s.kept.request.BodyLimit
-	if !p.From.IsValid() || b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches || !time.Now().Before(s.last) {
+	if !p.From.IsValid() || b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches || !time.Now().Before(s.last) ||
+		!s.layer.reserve(limit) {
 		s.incomplete(p)
 		return
 	}
@@ -136,6 +153,7 @@ func (s *continued) completed(c *completion, whole *exchange.Response, err error
 		return
 	}
 	delete(s.fetches, c)
+	s.layer.bytes.Add(-int64(s.kept.request.BodyLimit))
 	if err != nil {
 		s.layer.Log.Debug("body not completed", zap.Uint64("exchange", s.kept.request.ID), zap.Stringer("server", c.block.From), zap.Error(err))
 		s.incomplete(c.block)
@@ -167,6 +185,7 @@ func (s *continued) hurry() { s.abandon(true) }
 func (s *continued) abandon(relay bool) {
 	for c := range s.fetches {
 		delete(s.fetches, c)
+		s.layer.bytes.Add(-int64(s.kept.request.BodyLimit))
 		c.steps.Cancel()
 		if relay {
 			s.incomplete(c.block)

@@ -487,3 +487,24 @@ func TestContinuationManyServers(t *testing.T) {
 		g.group.last().end(nil)
 	})
 }
+
+// The bodies being completed are bounded over all exchanges; beyond it the first
+// block is relayed, and what an exchange had is free after it.
+func TestContinuationBytesBounded(t *testing.T) {
+	inGroup(t, func(g *groupTest) {
+		w := &checkingSink{t: g}
+		g.ask(w)
+		g.layer.bytes.Add(maxCompleting - 2000)
+		g.group.last().respond(g.first(1, bodyOf(100), 2))
+		require.Empty(g, w.responses())
+		g.group.last().respond(g.first(2, bodyOf(100), 2)) // no room for another one
+		require.Len(g, w.responses(), 1)
+		require.Len(g, w.responses()[0].Payload, 64)
+		g.rest(g.unicast.last(), bodyOf(100), 2)
+		require.Len(g, w.responses(), 2)
+		g.group.last().respond(g.first(3, bodyOf(100), 2)) // there is again
+		require.Len(g, w.responses(), 2)
+		g.group.last().end(nil)
+		require.EqualValues(g, maxCompleting-2000, g.layer.bytes.Load())
+	})
+}

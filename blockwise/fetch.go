@@ -18,6 +18,7 @@ var (
 	errChanged  = errors.New("the resource changed between two blocks")
 	errBlock    = errors.New("block out of order")
 	errBusy     = errors.New("too many bodies under way")
+	errLate     = errors.New("the transfer took too long")
 )
 
 // refusal is the end of a fetch whose server answered the request for a block
@@ -70,6 +71,7 @@ type fetch struct {
 	read    reader
 	// reserve asks for room for so many bytes more; nil: there always is.
 	reserve func(n int) bool
+	until   time.Time // when no further block is asked for; zero: there is another end
 	// done is called once, by the steps' serial: with nil when first is whole.
 	done func(err error)
 }
@@ -90,6 +92,10 @@ func continuing(r *exchange.Request, payload bool) *exchange.Request {
 
 // next asks for the block after those that are there. Run by the serial.
 func (f *fetch) next(szx uint8) {
+	if !f.until.IsZero() && !time.Now().Before(f.until) {
+		f.done(errLate)
+		return
+	}
 	b := wire.Block{SZX: szx}
 	num := len(f.first.Payload) / b.Size()
 	if num > wire.MaxBlockNum {

@@ -20,14 +20,32 @@ type operation struct {
 	steps    steps
 
 	// Touched by what the serial of steps runs.
-	uploaded  bool   // the request went up in blocks, under tag
-	tag       []byte // Request-Tag of the upload
-	restarted bool   // the upload, or the download, began anew once
-	reserved  int    // bytes of bodies that count against the bound of upstream
+	uploaded  bool      // the request went up in blocks, under tag
+	tag       []byte    // Request-Tag of the upload
+	restarted bool      // the upload, or the download, began anew once
+	until     time.Time // when nothing further is asked of the server
+	reserved  int       // bytes of bodies that count against the bound of upstream
 }
 
 func newOperation(u *Upstream, w exchange.Sink, r *exchange.Request) *operation {
-	return &operation{upstream: u, sink: w, request: r, steps: steps{leg: u.next}}
+	return &operation{upstream: u, sink: w, request: r, steps: steps{leg: u.next},
+		until: time.Now().Add(operationTime)}
+}
+
+// operationTime bounds how long an operation may go on, that a server cannot have
+// its bodies kept for ever, however slowly it answers. What is under way then may
+// still end as the leg says. A body of 1 MiB in blocks of 1024 bytes has a second
+// for each of them.
+const operationTime = 20 * time.Minute
+
+// late ends an operation whose time is over, and reports whether it is. Run by the
+// serial.
+func (o *operation) late() bool {
+	if time.Now().Before(o.until) {
+		return false
+	}
+	o.end(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "the transfer with the server took too long"}) // FP-32
+	return true
 }
 
 // begin sends the request body in blocks. Run by the serial.
@@ -57,6 +75,9 @@ func (o *operation) release(n int) {
 
 // upload sends the block of the request body at offset. Run by the serial.
 func (o *operation) upload(offset int, szx uint8) {
+	if o.late() {
+		return
+	}
 	body := o.request.Payload
 	b := wire.Block{SZX: szx}
 	if offset/b.Size() > wire.MaxBlockNum {
@@ -210,7 +231,7 @@ func (o *operation) answered(p *exchange.Response, payload bool) func() {
 	if !o.reserve(len(p.Payload)) {
 		return o.busy
 	}
-	f := &fetch{steps: &o.steps, request: request, first: p.Clone(), limit: o.upstream.limit, read: o.upstream.read, reserve: o.reserve}
+	f := &fetch{steps: &o.steps, request: request, first: p.Clone(), limit: o.upstream.limit, read: o.upstream.read, reserve: o.reserve, until: o.until}
 	f.done = func(err error) { o.fetched(f.first, err) }
 	return func() { f.next(b.SZX) }
 }
@@ -233,6 +254,8 @@ func (o *operation) fetched(p *exchange.Response, err error) {
 		o.tooLarge()
 	case errors.Is(err, errBusy):
 		o.busy()
+	case errors.Is(err, errLate):
+		o.late()
 	case errors.Is(err, errChanged), errors.Is(err, errBlock):
 		o.fail(err, "the server's blocks do not fit together") // FP-75
 	default:

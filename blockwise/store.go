@@ -55,11 +55,22 @@ const (
 	transferLifetime = 247 * time.Second
 	// maxTransfers bounds the bodies in transfer.
 	maxTransfers = 4096
+	// clientTransfers and clientBytes are the share of one client, at least: an
+	// eighth of all transfers, and a quarter of the bytes.
+	clientTransfers = maxTransfers / 8
+	clientBytes     = 4 << 20
 )
+
+// share is what one client has in a store.
+type share struct {
+	bytes  int
+	bodies *simplelru.LRU[transfer, struct{}]
+}
 
 // store holds the bodies in transfer, bounded by their number and their bytes.
 // At a bound the one that has waited longest for its next block is forgotten
-// and counted. It is safe for concurrent use.
+// and counted; a client beyond its share forgets its own. It is safe for
+// concurrent use.
 type store struct {
 	seed    maphash.Seed
 	maximum int
@@ -68,6 +79,8 @@ type store struct {
 	mu     sync.Mutex
 	bytes  int
 	bodies *simplelru.LRU[transfer, *body]
+	// clients are told apart by their address, an IPv6 one by its first 64 bits.
+	clients map[netip.Addr]*share
 	// latest leads a request without a payload to the latest transfer that
 	// differs from it only in having one: some clients do not repeat the
 	// payload when they ask for the further blocks of a response.
@@ -75,8 +88,8 @@ type store struct {
 }
 
 func newStore(maximum int, dropped *atomic.Uint64) *store {
-	s := &store{seed: maphash.MakeSeed(), maximum: maximum, dropped: dropped}
-	bodies, err := simplelru.NewLRU(maxTransfers, func(_ transfer, b *body) { s.bytes -= b.size() })
+	s := &store{seed: maphash.MakeSeed(), maximum: maximum, dropped: dropped, clients: make(map[netip.Addr]*share)}
+	bodies, err := simplelru.NewLRU(maxTransfers, s.gone)
 	if err != nil {
 		panic(err) // the size is a positive constant
 	}
@@ -154,6 +167,52 @@ func (s *store) addBlock(t transfer, b wire.Block, r *exchange.Request) (whole *
 	return nil, true
 }
 
+// clientOf is what stands for the client of a transfer.
+func clientOf(t transfer) netip.Addr {
+	addr := t.client.Addr().WithZone("")
+	if addr.Is6() {
+		p, _ := addr.Prefix(64)
+		return p.Addr()
+	}
+	return addr
+}
+
+// gone is called when a body has left bodies.
+func (s *store) gone(t transfer, b *body) {
+	s.bytes -= b.size()
+	client := clientOf(t)
+	if h := s.clients[client]; h != nil {
+		h.bytes -= b.size()
+		h.bodies.Remove(t)
+		if h.bodies.Len() == 0 {
+			delete(s.clients, client)
+		}
+	}
+}
+
+// shareOf returns what the client of a transfer has, with room for size bytes more.
+func (s *store) shareOf(t transfer, size int) *share {
+	client := clientOf(t)
+	h := s.clients[client]
+	for h != nil && (h.bodies.Len() >= clientTransfers || h.bytes+size > max(s.maximum/4, clientBytes)) {
+		oldest, _, ok := h.bodies.GetOldest()
+		if !ok {
+			break
+		}
+		s.bodies.Remove(oldest)
+		s.dropped.Add(1)
+		h = s.clients[client]
+	}
+	if h == nil {
+		bodies, err := simplelru.NewLRU[transfer, struct{}](clientTransfers, nil)
+		if err != nil {
+			panic(err) // the size is a positive constant
+		}
+		h = &share{bodies: bodies}
+	}
+	return h
+}
+
 // put stores a body. Called under the lock.
 func (s *store) put(t transfer, b *body) {
 	s.bodies.Remove(t)
@@ -173,7 +232,11 @@ func (s *store) put(t transfer, b *body) {
 		s.dropped.Add(1)
 		return
 	}
+	h := s.shareOf(t, size)
 	s.bytes += size
+	h.bytes += size
+	h.bodies.Add(t, struct{}{})
+	s.clients[clientOf(t)] = h
 	if s.bodies.Add(t, b) {
 		s.dropped.Add(1)
 	}
@@ -213,6 +276,9 @@ func (s *store) take(t transfer, now time.Time) (*exchange.Response, transfer) {
 		return nil, t
 	}
 	b.expires = now.Add(transferLifetime)
+	if h := s.clients[clientOf(t)]; h != nil {
+		h.bodies.Get(t)
+	}
 	p := *b.response
 	p.Payload = b.data
 	p.Options = aged(p.Code, p.Options, now.Sub(b.since))

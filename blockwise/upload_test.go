@@ -2,6 +2,7 @@ package blockwise
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -317,6 +318,29 @@ func TestUploadExpires(t *testing.T) {
 	})
 }
 
+// The first blocks of one client do not cost another one its upload, nor do its long
+// bodies: each has a share, beyond which it forgets its own.
+func TestUploadsShared(t *testing.T) {
+	d, stats := newDownstream(echoLeg(t))
+	send := func(addr string, port, num int) *checkingSink {
+		r := put(bodyOf(40), num, 0)
+		r.Peer = netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port))
+		return talk(t, d, r)
+	}
+	requireContinue(t, send("192.0.2.1", 1, 0), 0, 0)
+	for i := range 2 * maxTransfers {
+		requireContinue(t, send(fmt.Sprintf("2001:db8::%x", i), 1, 0), 0, 0) // one network of 64 bits
+	}
+	require.Equal(t, clientTransfers+1, d.bodies.bodies.Len())
+	require.EqualValues(t, 2*maxTransfers-clientTransfers, stats.Dropped.Load())
+	require.Len(t, d.bodies.clients, 2)
+	requireContinue(t, send("192.0.2.1", 1, 1), 1, 0)
+	send("2001:db8::1", 1, 1).failure(exchange.Incomplete)
+	require.Len(t, d.bodies.clients, 2)
+	send("192.0.2.1", 1, 2)
+	require.Len(t, d.bodies.clients, 1)
+}
+
 // The bodies in transfer are bounded in number and bytes; who has waited
 // longest loses.
 func TestUploadsBounded(t *testing.T) {
@@ -324,7 +348,7 @@ func TestUploadsBounded(t *testing.T) {
 		d, stats := newDownstream(echoLeg(t))
 		send := func(client, num int) *checkingSink {
 			r := put(bodyOf(40), num, 0)
-			r.Peer = netip.AddrPortFrom(alice.Addr(), uint16(client))
+			r.Peer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(client % 16)}), uint16(client))
 			return talk(t, d, r)
 		}
 		for client := range maxTransfers + 10 {

@@ -433,3 +433,40 @@ func TestUpstreamBodiesBounded(t *testing.T) {
 		require.Zero(t, u.bytes.Load())
 	}
 }
+
+// However slowly a server answers, its transfer ends: nothing further is asked when
+// the time is over, in neither direction (FP-32).
+func TestUpstreamTransferEnds(t *testing.T) {
+	for name, body := range map[string][]byte{"down": nil, "up": make([]byte, 1<<20)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				leg := &fakeLeg{t: t}
+				u := NewUpstream(leg, testLimit)
+				w := &checkingSink{t: t}
+				method := codes.GET
+				if body != nil {
+					method = codes.PUT
+				}
+				ask(u, request(method, body), w)
+				blocks := 0
+				for began := time.Now(); ; blocks++ {
+					if ends, _ := w.ended(); ends > 0 {
+						require.WithinDuration(t, began.Add(operationTime), time.Now(), 2*time.Minute)
+						break
+					}
+					time.Sleep(59 * time.Second)
+					if body == nil {
+						leg.last().answer(content(bodyOf(16), blockOption(wire.Block2, blocks, true, 0)))
+					} else {
+						p := content(nil, blockOption(wire.Block1, blocks, true, 6))
+						p.Code = codes.Continue
+						leg.last().answer(p)
+					}
+				}
+				w.failure(exchange.NoAnswer)
+				require.Zero(t, u.bytes.Load())
+				require.Greater(t, blocks, 15)
+			})
+		})
+	}
+}
