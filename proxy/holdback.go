@@ -20,8 +20,11 @@ type HoldBack struct {
 	until *lru.Cache[holdKey, time.Time]
 }
 
+// holdKey is a kind of request. A client is known by its entry and its address:
+// many take another port for each request.
 type holdKey struct {
-	client netip.AddrPort
+	name   string
+	client netip.Addr
 	server netip.AddrPort
 	method codes.Code
 	uri    uint64 // hash of scheme, host name, path and query
@@ -50,7 +53,7 @@ func (h *HoldBack) key(r *exchange.Request) holdKey {
 			_, _ = hash.Write(o.Value)
 		}
 	}
-	return holdKey{client: r.Peer, server: r.Target.Addr, method: r.Method, uri: hash.Sum64()}
+	return holdKey{name: nameOf(r.Client), client: r.Peer.Addr(), server: r.Target.Addr, method: r.Method, uri: hash.Sum64()}
 }
 
 // check returns the failure for a request that is held back.

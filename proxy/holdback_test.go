@@ -34,6 +34,10 @@ func TestHoldBack(t *testing.T) {
 		c.expect("ACK 4.29 14=08 |the server asked to wait")
 		a.expect()
 
+		again := g.peer("203.0.113.5:40001") // from another port, as many a client asks each time
+		again.ask(get())
+		again.expect("ACK 4.29 14=08 |the server asked to wait")
+
 		// Others are not concerned: another method, URI, server, client.
 		d := g.peer("203.0.113.6:40000")
 		for _, tt := range []struct {
@@ -95,7 +99,7 @@ func TestHoldBackMemory(t *testing.T) {
 		p := &exchange.Response{Code: codes.TooManyRequests}
 		request := func(i int, options ...message.Option) *exchange.Request {
 			r := toServer(options...)
-			r.Peer, r.Arrival = netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(i)), time.Now()
+			r.Peer, r.Arrival = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), uint16(i)), time.Now()
 			return r
 		}
 		for i := range 2 * maxHoldBacks {
