@@ -109,7 +109,15 @@ func (e *Endpoint) LocalAddr() netip.AddrPort { return e.Conn.LocalAddr() }
 
 // Serve reads until the connection is closed, which it is when ctx ends.
 func (e *Endpoint) Serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = e.Conn.Close() })
+	// What a batch has caused leaves before the connection is closed: the last
+	// responses, and the ACK of the last one that a client waited for.
+	var batchMu sync.Mutex
+	stop := context.AfterFunc(ctx, func() {
+		batchMu.Lock()
+		defer batchMu.Unlock()
+		e.Engine.Flush()
+		_ = e.Conn.Close()
+	})
 	defer stop()
 	batch := make([]Datagram, BatchSize)
 	m := &wire.Message{Options: make(message.Options, 0, 16)}
@@ -135,10 +143,12 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 		now := time.Now()
 		e.now = now
 		e.Stats.Received.Add(uint64(n))
+		batchMu.Lock()
 		for i := range n {
 			e.receive(&batch[i], m, now)
 		}
 		e.Engine.Flush()
+		batchMu.Unlock()
 	}
 }
 

@@ -2,6 +2,7 @@ package endpoint_test
 
 import (
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -262,5 +263,23 @@ func TestLongTokens(t *testing.T) {
 				require.Equal(t, want, reply.Code, length)
 			}
 		}
+	})
+}
+
+// What the last batch before the end has caused leaves: who sees an exchange end
+// may end everything, before the flush that follows the batch.
+func TestLastBatchLeavesBeforeTheEnd(t *testing.T) {
+	inBed(t, func(t *testing.T, b *bed) {
+		b.serve(handlerFunc(func(rx *endpoint.Reception, m *wire.Message) {
+			answering{}.HandleRequest(rx, m)
+			b.end()
+			for range 1000 { // the end has all the time to come first
+				runtime.Gosched()
+			}
+		}))
+		client := b.raw(clientAddr, serverAddr)
+		client.send(non(codes.GET, 7))
+		pass(time.Second)
+		require.Equal(t, answer, client.one().Payload)
 	})
 }
