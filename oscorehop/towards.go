@@ -74,13 +74,33 @@ func (x *towards) hold(c exchange.Canceler, first bool) {
 }
 
 // Cancel implements exchange.Canceler.
-func (x *towards) Cancel() {
+func (x *towards) Cancel() { x.stop(exchange.Canceler.Cancel) }
+
+// Forget ends the exchange without telling the next hop, where the leg can do that.
+func (x *towards) Forget() {
+	x.stop(func(c exchange.Canceler) {
+		if f, ok := c.(interface{ Forget() }); ok {
+			f.Forget()
+			return
+		}
+		c.Cancel()
+	})
+}
+
+// Acknowledge tells a sink that wants to know it that the request has arrived.
+func (x *towards) Acknowledge() {
+	if a, ok := x.sink.(interface{ Acknowledge() }); ok {
+		a.Acknowledge()
+	}
+}
+
+func (x *towards) stop(end func(exchange.Canceler)) {
 	x.mu.Lock()
 	c := x.cancel
 	x.canceled = true
 	x.mu.Unlock()
 	if c != nil {
-		c.Cancel()
+		end(c)
 	}
 }
 

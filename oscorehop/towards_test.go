@@ -30,6 +30,8 @@ type attempt struct {
 	answerer *Responder
 	canceled bool
 	ended    bool
+
+	forgotten bool
 }
 
 func (n *nextHop) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
@@ -62,6 +64,11 @@ func (a *attempt) Cancel() {
 		a.canceled, a.ended = true, true
 		a.sink.End(exchange.ErrCanceled)
 	}
+}
+
+func (a *attempt) Forget() {
+	a.forgotten = true
+	a.Cancel()
 }
 
 // receive hands a message on as the leg does, and reports whether it was opened.
@@ -260,3 +267,34 @@ func TestTowardsRenewal(t *testing.T) {
 	require.True(t, a.receive(late, false))
 	require.Len(t, c.responses, 2)
 }
+
+// What the leg can do beyond the contract, the layer can, too.
+func TestTowardsForget(t *testing.T) {
+	layer, next := newTowards(t)
+	c := &acknowledged{}
+	running := layer.Exchange(hopRequest(), c)
+	next.attempts[0].sink.(interface{ Acknowledge() }).Acknowledge()
+	require.Equal(t, 1, c.acks)
+	running.(interface{ Forget() }).Forget()
+	require.True(t, next.attempts[0].forgotten)
+	require.Len(t, c.ends, 1)
+
+	plain := &collected{}
+	layer.Next = exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+		return cancelOnly{next.Exchange(r, w)}
+	})
+	running = layer.Exchange(hopRequest(), plain)
+	next.attempts[1].sink.(interface{ Acknowledge() }).Acknowledge() // nobody wants to know
+	running.(interface{ Forget() }).Forget()
+	require.True(t, next.attempts[1].canceled)
+	require.False(t, next.attempts[1].forgotten)
+}
+
+type cancelOnly struct{ exchange.Canceler }
+
+type acknowledged struct {
+	collected
+	acks int
+}
+
+func (a *acknowledged) Acknowledge() { a.acks++ }

@@ -376,3 +376,32 @@ func TestOSCOREFiles(t *testing.T) {
 	require.Contains(t, r.stderr, "give it to one client")
 	require.Contains(t, r.stderr, "not the name of a context")
 }
+
+// OH-102, OH-113, OH-121: the proxy protects requests for a server that it has a
+// context with; that the server was restarted is between the two.
+func TestOSCOREServer(t *testing.T) {
+	t.Parallel()
+	b, far := newOSCOREBed(t), newOSCOREBed(t, "near")
+	q := far.start(netip.AddrPort{}, settings{clients: far.clients("near")})
+	link := q.addr()
+	data, err := os.ReadFile(far.file("near"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(b.dir, "oscore", "far.json"), data, 0o600))
+	p := b.start(netip.AddrPort{}, settings{client: "forward: [\"coap://*:*\"]", top: fmt.Sprintf("oscore:\n  servers:\n    - {target: %v, context: far}", link)})
+	c := newClient(t, here, clientAddr, p.addr())
+	ask := func() incoming { return c.ask(get(coap.CON, fmt.Sprintf("coap://%v/.well-known/core", link))) }
+	require.Equal(t, "2.05", ask().Code.String())
+	require.Len(t, q.entries("protected request refused"), 0)
+	q.stop()
+
+	far.start(netip.AddrPort{}, settings{clients: far.clients("near"), listen: "- coap://" + link.String()})
+	require.Equal(t, "2.05", ask().Code.String(), "the Echo is nothing to bother the client with")
+	require.Equal(t, "2.05", ask().Code.String())
+
+	// Keys that the server does not have: its refusal is the hop's, not the client's.
+	require.NoError(t, os.Remove(filepath.Join(b.dir, "oscore", "far.json")))
+	r := run(t, here, program, "oscore", "new", filepath.Join(b.dir, "oscore", "far.json"), filepath.Join(b.dir, "unused.json"))
+	require.Zero(t, r.code, r.stderr)
+	require.Equal(t, "configuration read again", p.hangup().text("msg"))
+	require.Equal(t, "5.02", ask().Code.String()) // OH-45
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -59,9 +60,8 @@ func (p *runningProxy) openOSCORE(c *config.Config, log *zap.Logger) (*oscoreHop
 // requests protected with them are served; nil when there never were any. When a
 // context file is wrong nothing is changed.
 func (p *runningProxy) protectionOf(c *config.Config, targets *proxy.Targets, log *zap.Logger) (*proxy.Protection, error) {
-	clients := c.ClientContexts()
 	if p.oscore == nil {
-		if len(clients) == 0 {
+		if len(c.ClientContexts())+len(c.HopContexts()) == 0 {
 			return nil, nil
 		}
 		h, err := p.openOSCORE(c, log)
@@ -70,7 +70,7 @@ func (p *runningProxy) protectionOf(c *config.Config, targets *proxy.Targets, lo
 		}
 		p.oscore = h
 	}
-	if err := p.oscore.load(c.OSCORE.Contexts, clients); err != nil {
+	if err := p.oscore.load(c); err != nil {
 		return nil, err
 	}
 	return &proxy.Protection{Layers: p.oscore, MaxLayers: c.OSCORE.MaxLayers, Itself: targets.Itself, PassesThrough: targets.PassesThrough}, nil
@@ -78,8 +78,8 @@ func (p *runningProxy) protectionOf(c *config.Config, targets *proxy.Targets, lo
 
 // load reads the context files. Contexts that the configuration does not have any
 // more stay until keep.
-func (h *oscoreHop) load(dir string, clients []string) error {
-	change, err := h.ring.Load(dir, clients, nil)
+func (h *oscoreHop) load(c *config.Config) error {
+	change, err := h.ring.Load(c.OSCORE.Contexts, c.ClientContexts(), c.HopContexts())
 	if err == nil && len(change.Opened)+len(change.Replaced) > 0 {
 		h.log.Info("OSCORE contexts", zap.Int("open", len(h.ring.All())), zap.Strings("new", change.Opened), zap.Strings("replaced", change.Replaced))
 	}
@@ -91,7 +91,7 @@ func (h *oscoreHop) keep(c *config.Config) {
 	if h == nil {
 		return
 	}
-	gone, err := h.ring.Keep(c.ClientContexts()...)
+	gone, err := h.ring.Keep(append(c.ClientContexts(), c.HopContexts()...)...)
 	if len(gone) > 0 || err != nil {
 		h.log.Info("OSCORE contexts are gone", zap.Strings("names", gone), zap.Error(err))
 	}
@@ -105,6 +105,38 @@ func (h *oscoreHop) close() {
 	if err := errors.Join(h.keeper.Close(), h.store.Close()); err != nil {
 		h.log.Error("OSCORE store not closed", zap.Error(err))
 	}
+}
+
+// towards puts the layer of a context, named in the configuration, in front of a
+// leg. The context is looked up for each request: a reload may replace it.
+func (p *runningProxy) towards(context string, next exchange.Handler) exchange.Handler {
+	return exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+		h := p.oscore
+		t := &oscorehop.Towards{Next: next, Hop: &h.hop, Context: func() *oscorehop.Context { return h.ring.Get(context) }, Used: h.watch}
+		return t.Exchange(r, w)
+	})
+}
+
+// protectedServers is the leg over UDP with a layer for the servers that have one
+// (OH-102, OH-121).
+func (p *runningProxy) protectedServers(c *config.Config, next exchange.Handler) exchange.Handler {
+	if len(c.OSCORE.Servers) == 0 {
+		return next
+	}
+	type server struct {
+		exchange.Handler
+		nested bool
+	}
+	servers := make(map[netip.AddrPort]server)
+	for _, s := range c.OSCORE.Servers {
+		servers[netip.AddrPortFrom(s.Target.Addr, s.Target.Port)] = server{p.towards(s.Context, next), s.Nested}
+	}
+	return exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+		if s, ok := servers[r.Target.Addr]; ok && (s.nested || !wire.Has(r.Options, wire.OSCORE)) {
+			return s.Exchange(r, w)
+		}
+		return next.Exchange(r, w)
+	})
 }
 
 var _ proxy.Unprotector = (*oscoreHop)(nil)

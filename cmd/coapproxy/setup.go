@@ -48,7 +48,7 @@ func runCheck(_ context.Context, io stdio, args []string) int {
 		fmt.Fprintf(io.err, "%s: %v\n", flags.Arg(0), err)
 		return exitFailed
 	}
-	if err := oscorehop.CheckKeyring(c.OSCORE.Contexts, c.ClientContexts(), nil); err != nil {
+	if err := oscorehop.CheckKeyring(c.OSCORE.Contexts, c.ClientContexts(), c.HopContexts()); err != nil {
 		fmt.Fprintf(io.err, "%s: %v\n", flags.Arg(0), err)
 		return exitFailed
 	}

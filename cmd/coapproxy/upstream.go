@@ -69,7 +69,9 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 	for scheme, leg := range single {
 		legs[scheme] = blockwise.NewUpstream(leg, maxBody)
 	}
-	return &upstreams{legs: legs, coap: plain, single: single}, nil
+	coap := p.protectedServers(c, plain)
+	legs["coap"] = blockwise.NewUpstream(coap, maxBody)
+	return &upstreams{legs: legs, coap: coap, single: single}, nil
 }
 
 // openSecureClient opens client ports whose datagrams travel in DTLS sessions.
