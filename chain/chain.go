@@ -52,6 +52,9 @@ type Hop struct {
 	RetryMax time.Duration
 	// NStart is how many requests may be outstanding there (FP-92).
 	NStart int
+	// Leg and Whole carry the requests for this hop in place of those of the
+	// Config, unless they are nil; what looks for the hop uses those.
+	Leg, Whole exchange.Handler
 	// Stats counts; never nil.
 	Stats *Stats
 }
@@ -93,6 +96,12 @@ func New(ctx context.Context, config Config) *Chain {
 	c := &Chain{config: config, ctx: ctx, hops: make(map[string]*hop)}
 	for _, h := range config.Hops {
 		kept := &hop{Hop: h, chain: c}
+		if kept.Leg == nil {
+			kept.Leg = config.Leg
+		}
+		if kept.Whole == nil {
+			kept.Whole = config.Whole
+		}
 		for i, a := range h.Addresses {
 			kept.peers = append(kept.peers, newPeer(kept, i, a))
 		}

@@ -93,7 +93,7 @@ func (g *group) begin(p *peer) {
 		onward.Timeout.Seconds = g.window.token(c.roundTrip(onward.Target.Addr)) // GP-93
 	}
 	c.config.Engine.Schedule(&g.watch, g.doubtful(a))
-	a.cancel = c.config.Leg.Exchange(&onward, a)
+	a.cancel = h.Leg.Exchange(&onward, a)
 	if ce := c.config.Log.Check(zap.DebugLevel, "next hop"); ce != nil {
 		ce.Write(zap.Uint64("exchange", g.request.ID), zap.String("hop", h.Name), zap.Stringer("uri", p.address),
 			zap.Uint32("asked", g.window.asked), zap.Uint32("told", g.window.told))

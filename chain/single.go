@@ -71,7 +71,7 @@ func (s *single) begin(p *peer, r *exchange.Request) {
 	onward.Target = p.to()
 	t.watch.Fire = func(time.Time) { t.missing() }
 	c.config.Engine.Schedule(&t.watch, t.sent.Add(s.hop.doubt()))
-	running := c.config.Whole.Exchange(&onward, t)
+	running := s.hop.Whole.Exchange(&onward, t)
 	s.mu.Lock()
 	if !t.ended { // another attempt may have begun
 		s.current, s.running = t, running

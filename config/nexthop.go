@@ -22,6 +22,9 @@ type NextHop struct {
 	// that Except lists. The first entry that has a target counts.
 	Targets []Via `yaml:"targets"`
 	Except  []Via `yaml:"except"`
+	// OSCORE names the Security Context that requests for the next proxy are
+	// protected with (OH-102); none if empty.
+	OSCORE string `yaml:"oscore"`
 	// Dialect is the generation of the group options that the next proxy speaks
 	// (GP-127): draft-07 or legacy.
 	Dialect Dialect `yaml:"dialect"`
@@ -278,6 +281,9 @@ func (v *validator) nextHops() {
 		v.name(key, h.Name, names)
 		v.hopURI(key+".uri", h.URI, true)
 		v.hopURI(key+".backup", h.Backup, false)
+		if h.OSCORE != "" && h.Backup.Scheme != "" { // OC-3
+			v.add(key+".oscore", "given together with backup", "give the second proxy a context and an entry of its own: two proxies must not have the same keys")
+		}
 		if h.Backup.Scheme != "" && h.Backup == h.URI {
 			v.add(key+".backup", "the same as uri", "write another proxy, or remove it")
 		}

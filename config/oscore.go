@@ -66,6 +66,11 @@ func (c *Config) HopContexts() []string {
 	for i := range c.OSCORE.Servers {
 		names = append(names, c.OSCORE.Servers[i].Context)
 	}
+	for i := range c.NextHop {
+		if name := c.NextHop[i].OSCORE; name != "" {
+			names = append(names, name)
+		}
+	}
 	return names
 }
 
@@ -96,6 +101,11 @@ func (v *validator) oscore() {
 	for i := range v.c.Clients {
 		for j, name := range v.c.Clients[i].OSCORE {
 			taken[name] = fmt.Sprintf("clients[%d].oscore[%d]", i, j)
+		}
+	}
+	for i := range v.c.NextHop {
+		if name := v.c.NextHop[i].OSCORE; name != "" {
+			v.hopContext(fmt.Sprintf("next_hop[%d].oscore", i), name, taken)
 		}
 	}
 	for i, s := range o.Servers {

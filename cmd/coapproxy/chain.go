@@ -49,6 +49,10 @@ func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generat
 		if h.Dialect == config.DialectLegacy {
 			hop.Dialect = exchange.Legacy
 		}
+		if h.OSCORE != "" { // OH-102
+			hop.Leg = p.towards(h.OSCORE, servers.single)
+			hop.Whole = blockwise.NewUpstream(hop.Leg, maxBody)
+		}
 		settings.Hops = append(settings.Hops, hop)
 		log.Info("next hop", zap.String("name", h.Name), zap.Stringer("uri", h.URI), zap.Stringer("backup", h.Backup), zap.Stringers("targets", h.Targets))
 	}
