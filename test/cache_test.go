@@ -155,3 +155,105 @@ func TestCacheCannotPersist(t *testing.T) {
 	require.Len(t, small.entries("stored responses not kept"), 1)
 	require.Contains(t, small.text(), "no space left on device")
 }
+
+// Of many clients that ask for the same at once, one is heard by the server
+// (FP-49), and of those that come later none while the response is fresh.
+func TestCacheSparesServers(t *testing.T) {
+	t.Parallel()
+	let := make(chan struct{})
+	origin := single(t, func(s *server, r *request) {
+		<-let
+		stored(s, r)
+	})
+	s := forwarding
+	s.cache = "enabled: true"
+	p := startProxy(t, group0, s)
+	uri := "coap://" + origin.addr().String() + "/x"
+	var clients []*client
+	for range 20 {
+		c := newClient(t, here, clientAddr, p.addr())
+		c.send(c.fresh(get(coap.NON, uri)))
+		clients = append(clients, c)
+	}
+	for _, c := range clients {
+		c.send(&coap.Message{Type: coap.CON, ID: 0x50}) // answered when what came before has been read
+		require.Equal(t, coap.RST, c.expect().Type)
+	}
+	close(let)
+	for _, c := range clients {
+		in := c.expect()
+		require.Equal(t, coap.CodeOf(2, 5), in.Code)
+		require.Equal(t, "server", string(in.Payload))
+	}
+	for _, c := range clients {
+		require.Equal(t, coap.CodeOf(2, 5), c.ask(get(coap.NON, uri)).Code)
+	}
+	require.Len(t, origin.requests(), 1)
+}
+
+// Whatever a server answers, its client gets it, the proxy goes on and stores
+// nothing that it must not.
+func TestCacheHostileServers(t *testing.T) {
+	t.Parallel()
+	type answer struct {
+		name    string
+		code    coap.Code
+		options []coap.Option
+		payload string
+		stored  bool
+	}
+	etag := func(v string) coap.Option { return coap.Option{Number: coap.ETag, Value: []byte(v)} }
+	answers := []answer{
+		{"absurd Max-Age", coap.CodeOf(2, 5), []coap.Option{coap.Uint(coap.MaxAge, 1<<32-1)}, "a", true},
+		{"ETag of nine bytes", coap.CodeOf(2, 5), []coap.Option{etag("123456789"), coap.Uint(coap.MaxAge, 60)}, "b", true},
+		{"two ETags", coap.CodeOf(2, 5), []coap.Option{etag("1"), etag("2"), coap.Uint(coap.MaxAge, 60)}, "c", true},
+		{"Max-Age 0", coap.CodeOf(2, 5), []coap.Option{coap.Uint(coap.MaxAge, 0)}, "d", false},
+		{"body over the limit", coap.CodeOf(2, 5), nil, strings.Repeat("f", 100), false},
+		{"4.08, of blocks", coap.CodeOf(4, 8), nil, "g", true},
+		{"unknown success", coap.CodeOf(2, 30), nil, "h", false},
+		{"created by GET", coap.CodeOf(2, 1), nil, "i", false},
+		{"error", coap.CodeOf(4, 4), nil, "j", true},
+	}
+	origin := single(t, func(s *server, r *request) {
+		var n int
+		if _, err := fmt.Sscanf(r.Path(), "/%d", &n); err != nil { // 2.03 out of thin air, whatever is asked
+			s.answer(r, coap.Message{Code: coap.CodeOf(2, 3), Options: []coap.Option{etag("x")}})
+			return
+		}
+		a := answers[n]
+		s.answer(r, coap.Message{Code: a.code, Options: a.options, Payload: []byte(a.payload)})
+	})
+	socket, control := controlSocket(t)
+	s := forwarding
+	s.cache, s.control = "enabled: true\nmax_body: 64\nmax_entries: 8\nmax_age: 1h", control
+	p := startProxy(t, group0, s)
+	c := newClient(t, here, clientAddr, p.addr())
+	want := 0
+	for i, a := range answers {
+		uri := fmt.Sprintf("coap://%v/%d", origin.addr(), i)
+		for range 2 {
+			in := c.ask(get(coap.CON, uri))
+			require.Equal(t, a.code, in.Code, a.name)
+			require.Equal(t, a.payload, string(in.Payload), a.name)
+		}
+		asked := len(origin.requestsTo(fmt.Sprintf("/%d", i)))
+		if a.stored {
+			want++
+			require.Equal(t, 1, asked, a.name)
+		} else {
+			require.Equal(t, 2, asked, a.name)
+		}
+	}
+	require.Equal(t, want, shown[shownEntries](t, "cache", "show", "--socket", socket).Total)
+	require.Equal(t, coap.CodeOf(5, 2), c.ask(get(coap.CON, "coap://"+origin.addr().String()+"/thin")).Code)
+	for i := range 200 {
+		require.Equal(t, coap.CodeOf(2, 5), c.ask(get(coap.CON, fmt.Sprintf("coap://%v/0?%d", origin.addr(), i))).Code)
+	}
+	require.Equal(t, 8, shown[shownEntries](t, "cache", "show", "--socket", socket).Total)
+	counters := shown[struct{ Counters map[string]int }](t, "cache", "stats", "--socket", socket).Counters
+	require.Equal(t, 201, counters["max_age_capped_total"])
+	require.Equal(t, 2, counters["invalid_etag_total"])
+	require.Equal(t, 2, counters["too_large_total"])
+	require.Equal(t, 1, counters["valid_unmatched_total"])
+	require.Positive(t, counters["evicted_total"])
+}
