@@ -46,6 +46,14 @@ type Targets struct {
 	Zone   func(netip.Addr) string
 	Engine *exchange.Engine
 	Log    *zap.Logger
+
+	once sync.Once
+	memo *uriMemo
+}
+
+func (t *Targets) uris() *uriMemo {
+	t.once.Do(func() { t.memo = newURIMemo() })
+	return t.memo
 }
 
 // destination is a target URI before name resolution.
@@ -290,7 +298,7 @@ func isProxyRequest(options message.Options) bool {
 // options, repeated ones in their order (FP-23).
 func (t *Targets) split(r *exchange.Request, options message.Options) (destination, message.Options, *exchange.Failure) {
 	var d destination
-	uri, whole, f := absolute(r.Options)
+	uri, whole, f := t.absolute(r.Options)
 	if f != nil {
 		return d, options, f
 	}
@@ -385,15 +393,16 @@ func appendSegments(options message.Options, id message.OptionID, values []strin
 // options of a request.
 func lent(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
-// absolute reads Proxy-Cri or Proxy-Uri, in this order of precedence (FP-2).
-func absolute(options message.Options) (uri wire.URI, found bool, _ *exchange.Failure) {
+// absolute reads Proxy-Cri or Proxy-Uri, in this order of precedence (FP-2). The
+// URI is not to be changed.
+func (t *Targets) absolute(options message.Options) (uri wire.URI, found bool, _ *exchange.Failure) {
 	var err error
 	id := wire.ProxyCRI
 	if value, ok := wire.First(options, wire.ProxyCRI); ok {
 		uri, err = wire.ParseProxyCRI(value)
 	} else if value, ok := wire.First(options, wire.ProxyURI); ok {
 		id = wire.ProxyURI
-		uri, err = wire.ParseURI(string(value))
+		uri, err = t.uris().parse(value)
 	} else {
 		return wire.URI{}, false, nil
 	}

@@ -37,12 +37,12 @@ type options struct {
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("bench: ")
-	o := options{only: []string{"non", "con", "group"}, members: []int{10, 100, 1000, 5000}}
+	o := options{only: []string{"non", "con", "group", "cache"}, members: []int{10, 100, 1000, 5000}}
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds; what is printed are medians over them")
 	flag.DurationVar(&o.duration, "duration", 3*time.Second, "how long each measurement takes")
 	flag.IntVar(&o.clients, "clients", 32, "clients of the unicast scenarios, each with one request under way")
 	flag.StringVar(&o.binary, "binary", "", "measure this coapproxy `file` instead of building ./cmd/coapproxy")
-	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, crowd, burst, cache, warm (default non,con,group)", func(s string) error {
+	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, crowd, burst, cache, warm (default non,con,group,cache)", func(s string) error {
 		o.only = strings.Split(s, ",")
 		for _, name := range o.only {
 			if !slices.Contains([]string{"non", "con", "group", "crowd", "burst", "cache", "warm"}, name) {
