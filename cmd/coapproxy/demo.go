@@ -177,6 +177,14 @@ func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log
 	if !s.httpAsked && isTakenTCP(http) {
 		http = netip.AddrPortFrom(http.Addr(), 0)
 	}
+	p, err := s.startProxyOn(ctx, listen, http, group, log)
+	if errors.Is(err, syscall.EADDRINUSE) && !s.listenAsked && !s.httpAsked { // somebody was faster
+		p, err = s.startProxyOn(ctx, netip.AddrPortFrom(listen.Addr(), 0), netip.AddrPortFrom(http.Addr(), 0), group, log)
+	}
+	return p, err
+}
+
+func (s *demoSettings) startProxyOn(ctx context.Context, listen, http, group netip.AddrPort, log *zap.Logger) (*runningProxy, error) {
 	_, c, err := s.config(listen, http, group)
 	if err != nil {
 		return nil, err
