@@ -86,7 +86,7 @@ type DTLSConn struct {
 	unproven   list.List // handshakes of clients whose address is not proven, oldest first
 	handshakes int       // of proven address, or with servers
 	silent     list.List // established sessions, the longest silent first
-	failures   *simplelru.LRU[netip.AddrPort, failedServer]
+	failures   *simplelru.LRU[serverName, failedServer]
 }
 
 // addrSessions are the sessions of one transport address: the established one,
@@ -120,7 +120,7 @@ func NewDTLSServer(c DTLSConfig) (*DTLSConn, error) { return newDTLSConn(c, fals
 func NewDTLSClient(c DTLSConfig) (*DTLSConn, error) { return newDTLSConn(c, true) }
 
 func newDTLSConn(c DTLSConfig, client bool) (*DTLSConn, error) {
-	failures, err := simplelru.NewLRU[netip.AddrPort, failedServer](rememberedFailures, nil)
+	failures, err := simplelru.NewLRU[serverName, failedServer](rememberedFailures, nil)
 	if err != nil {
 		return nil, err
 	}

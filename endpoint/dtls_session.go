@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -37,6 +38,9 @@ type dtlsSession struct {
 	open      openRequests
 	// credentials of this session, set by its goroutine when it begins.
 	credentials DTLSCredentials
+	// identity and key are those used with a server, for a pre-shared key.
+	identity string
+	secret   []byte
 	// security and leaf are set before the first datagram is delivered.
 	security *exchange.Security
 	leaf     *x509.Certificate
@@ -46,8 +50,13 @@ type dtlsSession struct {
 	counted       bool // in owner.peers, and in owner.handshakes until established
 	isEstablished bool
 	heard         time.Time
+	asked         time.Time     // with a server: when it was first written to after that
 	element       *list.Element // in owner.unproven or owner.silent
 	cid           connectionID
+
+	// replaced: another session with the server has taken its place, and what was
+	// asked in this one goes on there.
+	replaced atomic.Bool
 
 	mu      sync.Mutex
 	conn    *dtls.Conn // when the handshake is over
@@ -132,7 +141,7 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 			*buf = append((*buf)[:0], data...)
 			d.deliver(received{peer: peer, data: buf, undeliverable: err})
 		}
-		if established {
+		if established && !s.replaced.Load() {
 			d.deliver(received{peer: peer, gone: err})
 		}
 	}
@@ -240,8 +249,9 @@ func (s *dtlsSession) provenFor(name string) bool {
 	if s.conn == nil {
 		return false
 	}
-	if s.leaf == nil {
-		return true // a pre-shared key belongs to the address
+	if s.leaf == nil { // a pre-shared key: whether it is that for this name, too
+		identity, key, ok := s.credentials.KeyFor(s.addr, name)
+		return ok && identity == s.identity && bytes.Equal(key, s.secret)
 	}
 	if name == "" {
 		name = s.addr.Addr().WithZone("").String()

@@ -12,6 +12,7 @@ type DTLSStats struct {
 	Refused           atomic.Uint64 `metric:"dtls_refused_total" help:"DTLS handshakes given up because a limit was reached."`
 	Evicted           atomic.Uint64 `metric:"dtls_evicted_total" help:"Silent DTLS sessions that gave way to a new one."`
 	Idle              atomic.Uint64 `metric:"dtls_idle_total" help:"DTLS sessions ended because nothing was heard for long."`
+	Silent            atomic.Uint64 `metric:"dtls_silent_total" help:"DTLS sessions given up because the server did not answer any more, as after its restart."`
 	UnknownIdentities atomic.Uint64 `metric:"dtls_unknown_identities_total" help:"DTLS handshakes with an unknown PSK identity."`
 	Dropped           atomic.Uint64 `metric:"dtls_datagrams_dropped_total" help:"Datagrams dropped because a queue was full."`
 	Ignored           atomic.Uint64 `metric:"dtls_datagrams_ignored_total" help:"Datagrams that belong to no DTLS session."`

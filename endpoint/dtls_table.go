@@ -86,9 +86,14 @@ func (d *DTLSConn) sessionTo(dg *Datagram) (*dtlsSession, error) {
 		if !s.provenFor(dg.Peer.name) {
 			return nil, errOtherName
 		}
-		return s, nil
+		if !d.fallenSilent(s) {
+			return s, nil
+		}
+		s.replaced.Store(true)
+		s.endLater(errServerSilent)
+		delete(d.byAddr, addr)
 	}
-	if f, failed := d.failures.Get(addr); failed && time.Now().Before(f.until) {
+	if f, failed := d.failures.Get(serverName{addr, dg.Peer.name}); failed && time.Now().Before(f.until) {
 		return nil, f.err
 	}
 	if d.closing {
@@ -107,6 +112,37 @@ func (d *DTLSConn) sessionTo(dg *Datagram) (*dtlsSession, error) {
 	d.Stats.Handshakes.Add(1)
 	d.wg.Go(s.dial)
 	return s, nil
+}
+
+// serverSilence is how long a server may leave everything unanswered before the
+// session with it counts as lost: it may have restarted, and then takes what we
+// send for noise. It is more than a server may take to acknowledge a message
+// twice over (RFC 7252 §4.8), and less than the time for which one is repeated.
+const serverSilence = 5 * time.Second
+
+// fallenSilent reports whether nothing has been heard in an established session
+// since we wrote, for too long; s is about to be written to. Called under the lock.
+func (d *DTLSConn) fallenSilent(s *dtlsSession) bool {
+	if !s.isEstablished {
+		return false
+	}
+	now := time.Now()
+	if !s.asked.After(s.heard) {
+		s.asked = now
+	}
+	if now.Sub(s.asked) < serverSilence {
+		return false
+	}
+	d.Stats.Silent.Add(1)
+	return true
+}
+
+var errServerSilent = errors.New("the server does not answer any more")
+
+// serverName is a server under the name that it has to prove.
+type serverName struct {
+	addr netip.AddrPort
+	name string
 }
 
 var errOtherName = errors.New("the server has a certificate for another name")
@@ -130,7 +166,7 @@ func (d *DTLSConn) establish(s *dtlsSession, conn *dtls.Conn) {
 		old.endLater(errReplaced)
 	}
 	a.established = s
-	d.failures.Remove(s.addr)
+	d.failures.Remove(serverName{s.addr, s.name})
 	d.Stats.Established.Add(1)
 	d.Stats.Sessions.Add(1)
 }
@@ -176,9 +212,9 @@ func (d *DTLSConn) remove(s *dtlsSession, cause error) {
 	}
 	d.Stats.HandshakesFailed.Add(1)
 	if d.client && !d.closing {
-		old, _ := d.failures.Get(s.addr)
+		old, _ := d.failures.Get(serverName{s.addr, s.name})
 		pause := min(max(2*old.pause, d.Limits.RetryMin), d.Limits.RetryMax)
-		d.failures.Add(s.addr, failedServer{until: time.Now().Add(pause), pause: pause, err: cause})
+		d.failures.Add(serverName{s.addr, s.name}, failedServer{until: time.Now().Add(pause), pause: pause, err: cause})
 	}
 }
 

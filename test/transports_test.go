@@ -56,13 +56,14 @@ type carrier interface {
 type libcoapCarrier struct {
 	command []string
 	dir     string
+	in      *host
 }
 
 func (c libcoapCarrier) put(t *testing.T, uri string, body []byte) {
 	t.Helper()
 	file := filepath.Join(c.dir, "put")
 	require.NoError(t, os.WriteFile(file, body, 0o600))
-	out := run(t, here, append(c.command[:len(c.command):len(c.command)], "-m", "put", "-f", file, uri)...)
+	out := run(t, c.in, append(c.command[:len(c.command):len(c.command)], "-m", "put", "-f", file, uri)...)
 	require.Zero(t, out.code, out.stderr)
 	require.NotRegexp(t, `^[45]\.`, out.stdout+out.stderr)
 }
@@ -71,7 +72,7 @@ func (c libcoapCarrier) get(t *testing.T, uri string) []byte {
 	t.Helper()
 	file := filepath.Join(c.dir, "get")
 	_ = os.Remove(file)
-	out := run(t, here, append(c.command[:len(c.command):len(c.command)], "-o", file, uri)...)
+	out := run(t, c.in, append(c.command[:len(c.command):len(c.command)], "-o", file, uri)...)
 	require.Zero(t, out.code, out.stderr)
 	body, err := os.ReadFile(file)
 	if os.IsNotExist(err) { // nothing came
@@ -106,7 +107,7 @@ func (e *everyTransport) carriers(t *testing.T) map[string]carrier {
 	t.Helper()
 	via := func(scheme string) string { return fmt.Sprintf("%s://%v", scheme, e.at[scheme]) }
 	lib := func(program, scheme string, more ...string) carrier {
-		return libcoapCarrier{append([]string{program, "-B", "20", "-P", via(scheme)}, more...), t.TempDir()}
+		return libcoapCarrier{append([]string{program, "-B", "20", "-P", via(scheme)}, more...), t.TempDir(), here}
 	}
 	certificate := []string{"-c", e.meter.cert, "-j", e.meter.key, "-C", e.servers.file}
 	stream := func(scheme string, szx int, own uint32) carrier {
