@@ -137,7 +137,7 @@ func TestKeyringRefused(t *testing.T) {
 	}{
 		"missing":        {func(*keyringBed) {}, []string{"one", "nine"}, nil, "nine.json: no such file"},
 		"open to others": {func(b *keyringBed) { _ = os.Chmod(contextFile(b.dir, "two"), 0o640) }, []string{"one", "two"}, nil, "chmod 600"},
-		"open folder":    {func(b *keyringBed) { _ = os.Chmod(b.dir, 0o777) }, []string{"one"}, nil, "chmod go-w"}, //nolint:gosec // that is the point
+		"open folder":    {func(b *keyringBed) { _ = os.Chmod(b.dir, 0o777) }, []string{"one"}, nil, "chmod go-w"},
 		"no folder":      {func(b *keyringBed) { b.dir += "x" }, []string{"one"}, nil, "no such file"},
 		"a file":         {func(b *keyringBed) { b.dir = contextFile(b.dir, "one") }, []string{"one"}, nil, "not a folder"},
 		"not JSON":       {func(b *keyringBed) { _ = os.WriteFile(contextFile(b.dir, "two"), []byte("x"), 0o600) }, []string{"two"}, nil, "two.json: not JSON"},

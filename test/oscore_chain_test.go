@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"os"
@@ -110,7 +111,7 @@ func TestOSCOREChain(t *testing.T) {
 			m, r := context.Protect(get(coap.CON, fmt.Sprintf("coap://[%v]/one", servers[0].addr().Addr())))
 			c.send(c.fresh(m))
 			for in := c.next(3 * time.Second); in != nil; in = c.next(3 * time.Second) {
-				if in.Code != coap.Empty && string(in.Token) == string(m.Token) {
+				if in.Code != coap.Empty && bytes.Equal(in.Token, m.Token) {
 					inner := open(r, *in)
 					return inner.Code == coap.CodeOf(2, 5) && string(inner.Payload) == "sv1/one"
 				}

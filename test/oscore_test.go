@@ -264,7 +264,7 @@ func TestOSCOREReload(t *testing.T) {
 	works(phone)
 
 	// A file that others can read.
-	require.NoError(t, os.Chmod(filepath.Join(b.dir, "oscore", "tablet.json"), 0o644)) //nolint:gosec // that is the point
+	require.NoError(t, os.Chmod(filepath.Join(b.dir, "oscore", "tablet.json"), 0o644))
 	reload(kept, "tablet")
 	works(phone)
 	works(tablet)
@@ -359,7 +359,7 @@ func TestOSCOREFiles(t *testing.T) {
 	secret := strings.SplitN(strings.SplitN(string(data), `"master_secret": "`, 2)[1], `"`, 2)[0]
 	require.NotContains(t, r.stdout, secret)
 
-	require.NoError(t, os.Chmod(file, 0o640)) //nolint:gosec // that is the point
+	require.NoError(t, os.Chmod(file, 0o640))
 	for _, command := range []string{"check", "serve --config"} {
 		r := run(t, here, append(append([]string{program}, strings.Fields(command)...), b.config)...)
 		require.NotZero(t, r.code, command)

@@ -87,7 +87,7 @@ func newPair(o oscorehop.PairOptions, proxyFile, clientFile string) error {
 		return err
 	}
 	if err := client.WriteFile(clientFile); err != nil {
-		return errors.Join(err, os.Remove(proxyFile))
+		return errors.Join(err, os.Remove(proxyFile)) //nolint:gosec // the file that the user names, just made
 	}
 	return nil
 }

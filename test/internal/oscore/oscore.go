@@ -34,7 +34,7 @@ type Context struct {
 
 // Read reads a context file of coapproxy.
 func Read(path string) (*Context, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // the file of a test
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
