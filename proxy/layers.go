@@ -142,6 +142,12 @@ func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message
 				Answer: &wire.Message{Code: codes.BadOption, Payload: []byte("EDHOC is not supported")}})
 			return nil, nil, true
 		}
+		if wire.Has(m.Options, wire.Block1) { // OH-75: a piece that no key is to be tried on
+			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.TooLarge, "a protected request in outer blocks"),
+				Answer: &wire.Message{Code: codes.RequestEntityTooLarge, Options: message.Options{{ID: wire.Size1, Value: wire.AppendUint(nil, maxLayeredPayload)}},
+					Payload: []byte("cut into blocks inside of the protection")}})
+			return nil, nil, true
+		}
 		if len(removed) >= p.MaxLayers { // OH-2, OH-56
 			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.Denied, "too many OSCORE layers"),
 				Answer: &wire.Message{Code: codes.Unauthorized, Options: message.Options{{ID: wire.MaxAge}}, Payload: []byte("too many OSCORE layers")}})

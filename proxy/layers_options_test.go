@@ -117,6 +117,20 @@ func TestLayerBlocks(t *testing.T) {
 	})
 }
 
+// OH-75: a piece of a protected request, which somebody on the way has cut, is not
+// given to a key, and the client is told to cut inside.
+func TestLayerOuterBlocks(t *testing.T) {
+	inProtected(t, nil, func(g *gateway, p *pairs) {
+		c := g.peer(phoneAddr)
+		m, _ := p.seal(t, msg(con, codes.GET, "a", uri("coap://192.0.2.11/r")), "phone")
+		m.Payload = m.Payload[:16]
+		m.Options = append(m.Options, opt(wire.Block1, "\x08"))
+		c.ask(m)
+		c.expect("ACK 4.13 60=0400 |cut into blocks inside of the protection")
+		require.Zero(t, p.layers.tried)
+	})
+}
+
 // OH-48: nobody asked to observe what is protected end to end.
 func TestLayerObservesNothingUnasked(t *testing.T) {
 	inProtected(t, nil, func(g *gateway, p *pairs) {
