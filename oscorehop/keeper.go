@@ -11,8 +11,9 @@ import (
 // permits, because these are estimated from the sequence number (OC-52).
 const (
 	// sequenceBlock is K of RFC 8613 Appendix B.1.1. The next block is reserved
-	// when half of one is left, so that nobody waits for the disk.
-	sequenceBlock = 256
+	// when half of one is left, so that nobody waits for the disk: half a block is
+	// also how many responses of a large group can come at once, between two syncs.
+	sequenceBlock = 1024
 	// sequenceMargin is F: with it, a reservation that the disk acknowledged and
 	// then lost does not repeat a nonce (OH-112).
 	sequenceMargin = sequenceBlock

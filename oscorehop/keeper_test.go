@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -364,4 +365,34 @@ func TestRecordCorrupt(t *testing.T) {
 	_, err = Open(p, k)
 	require.ErrorIs(t, err, ErrCorrupt)
 	require.Zero(t, d.saves, "and is not written over")
+}
+
+// A whole group answers at once: nobody waits for the disk, as long as it is no more
+// than half a block (OH-112).
+func TestKeeperBurst(t *testing.T) {
+	k := NewKeeper(&stuckStore{release: make(chan struct{})})
+	c, _, err := k.open(Fingerprint{1})
+	require.NoError(t, err)
+	for n := range sequenceBlock / 2 {
+		_, err := c.take()
+		require.NoError(t, err, "number %d", n)
+	}
+	close(k.store.(*stuckStore).release)
+	require.NoError(t, k.Close())
+}
+
+// stuckStore takes the marks of a context that is opened, and the next only when it
+// is released.
+type stuckStore struct {
+	saves   atomic.Int32
+	release chan struct{}
+}
+
+func (*stuckStore) Load(Fingerprint) (Mark, bool, error) { return Mark{}, false, nil }
+
+func (s *stuckStore) Save(map[Fingerprint]Mark) error {
+	if s.saves.Add(1) > 2 {
+		<-s.release
+	}
+	return nil
 }
