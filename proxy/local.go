@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"strings"
 
@@ -54,7 +55,7 @@ func document(r *exchange.Request, body []byte) (*exchange.Response, *exchange.F
 	sum := sha256.Sum256(body)
 	etag := sum[:8]
 	for known := range wire.All(r.Options, wire.ETag) {
-		if string(known) == string(etag) {
+		if bytes.Equal(known, etag) {
 			return &exchange.Response{Code: codes.Valid, Options: message.Options{{ID: wire.ETag, Value: etag}}}, nil
 		}
 	}
@@ -67,7 +68,9 @@ func document(r *exchange.Request, body []byte) (*exchange.Response, *exchange.F
 	b := wire.Block{SZX: largestSZX}
 	if asked {
 		var err error
-		if b, err = wire.ParseBlock(value); err != nil {
+		// Over a connection BERT may be meant (RFC 8323 §6): it is answered in blocks
+		// of the largest usual size, which start where that one would.
+		if b, err = wire.ParseBERTBlock(value); err != nil || b.SZX == wire.BERT && !reliable(r.Scheme) {
 			return nil, badOption(wire.Block2, "Block2 is malformed")
 		}
 		b.SZX = min(b.SZX, largestSZX)
@@ -85,6 +88,9 @@ func document(r *exchange.Request, body []byte) (*exchange.Response, *exchange.F
 	p.Payload = body[from:to]
 	return p, nil
 }
+
+// reliable reports whether a scheme is one of connections.
+func reliable(scheme string) bool { return strings.Contains(scheme, "+") }
 
 const (
 	linkFormat   = 40 // application/link-format

@@ -296,9 +296,9 @@ type announcing struct {
 	local  netip.AddrPort
 	legacy bool
 
-	base, strip [][]byte // for Location-Path
-	response    exchange.Response
-	value       []byte
+	base     [][]byte // for Location-Path
+	response exchange.Response
+	value    []byte
 }
 
 // announcer returns the sink for a request that goes where h says, w itself when
