@@ -151,7 +151,7 @@ func (m *Mappings) note(key serverKey, to behind, groups []string, now time.Time
 			m.Stats.MappingsEvicted.Add(1)
 		}
 	}
-	known.used = now
+	known.to, known.used = to, now // where it was heard last
 	for _, g := range groups {
 		if !slices.Contains(known.groups, g) {
 			kept := known.groups[max(0, len(known.groups)+1-maxMappingGroups):]

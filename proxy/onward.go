@@ -8,6 +8,9 @@ import (
 
 // hopFor is the name of the next proxy for a destination, "" for none.
 func (t *Targets) hopFor(d *destination) string {
+	if d.nextHop != "" {
+		return d.nextHop
+	}
 	if t.NextHop == nil {
 		return ""
 	}

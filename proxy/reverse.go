@@ -295,6 +295,8 @@ type announcing struct {
 	scheme string
 	local  netip.AddrPort
 	legacy bool
+	// nextHop names the next proxy that the request goes to; empty for none.
+	nextHop string
 
 	base     [][]byte // for Location-Path
 	response exchange.Response
@@ -378,6 +380,7 @@ func (a *announcing) announce(p *exchange.Response) []byte {
 	if !ok {
 		return []byte{}
 	}
+	to.nextHop = a.nextHop
 	now := time.Now()
 	self := wire.URI{Scheme: a.scheme, Addr: a.local.Addr().WithZone(""), Port: a.local.Port()}
 	if t.Announce.IsValid() {

@@ -62,6 +62,8 @@ type destination struct {
 	host   string
 	addr   netip.Addr // valid for a literal
 	port   uint16
+	// nextHop names the next proxy behind which an announced server was heard.
+	nextHop string
 }
 
 // Exchange implements exchange.Handler.
@@ -134,6 +136,9 @@ func (t *Targets) stoodInFor(r *exchange.Request, w exchange.Sink, p *Place) exc
 		return exchange.Fail(w, f)
 	}
 	w = t.Reverse.announcer(r, &h, w)
+	if a, ok := w.(*announcing); ok {
+		a.nextHop = t.hopFor(&h.to.destination)
+	}
 	r.Options = options
 	r.Target.Announced = h.to.groups
 	return t.reach(r, w, &h.to.destination, true)

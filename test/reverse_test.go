@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"coapproxy/test/internal/coap"
+	"coapproxy/wire"
 )
 
 // tcpClient is a CoAP client over TCP.
@@ -341,4 +342,59 @@ func TestWellKnownCore(t *testing.T) {
 	block := core("127.0.0.1", coap.Uint(23, 1<<4|2)) // the second block of 64 bytes
 	require.Equal(t, in.Payload[64:128], block.Payload)
 	require.Equal(t, in.All(4), block.All(4))
+}
+
+// A reverse-proxy in front of another proxy: what it announces leads to the server
+// through that one, in all three forms (GP-101, GP-102).
+func TestReverseInFrontOfAChain(t *testing.T) {
+	t.Parallel()
+	servers, group := members(t, 2, content)
+	pool := newSocketPort(t)
+	inner := startProxy(t, group, settings{client: "forward: []"})
+	outer := func(servers string) *proxy {
+		s := settings{client: "forward: []", groups: fmt.Sprintf("- {name: devices, uri: \"coap://%v\"}", group),
+			proxy: fmt.Sprintf("server_addresses: [\"127.0.0.1:%s\"]", pool)}
+		s.top = fmt.Sprintf("next_hop:\n- {name: next, uri: \"coap://%v\", targets: [\"*\"]}\nroutes:\n- {name: r, path: /r, to: \"coap://%v\", servers: %s}",
+			inner.addr(), group, servers)
+		p := startProxy(t, group, s)
+		p.waitFor("next hop is up")
+		return p
+	}
+	for _, kind := range []string{"by-host", "by-path", "own-address"} {
+		p := outer(kind)
+		c := newClient(t, here, clientAddr, p.addr())
+		responses := c.gatherN(&coap.Message{Type: coap.NON, Code: coap.GET, Options: append([]coap.Option{timeout(4)}, path("r", kind)...)}, 2)
+		followed := 0
+		for _, in := range responses {
+			name, _, _ := strings.Cut(string(in.Payload), "/")
+			value := in.All(coap.ReplyFrom)[0]
+			v, err := wire.ParseReplyFrom(value)
+			require.NoError(t, err)
+			options := path("follow", kind)
+			if v.Ref != nil {
+				options = append(path(v.Ref.Path...), options...)
+				if v.Ref.Addr.IsValid() {
+					options = append([]coap.Option{coap.Opt(coap.URIHost, v.Ref.Addr.String()), coap.Uint(coap.URIPort, uint32(v.Ref.Port))}, options...)
+				}
+			}
+			d := newClient(t, here, clientAddr, netip.AddrPortFrom(v.Server.Addr, v.Server.Port))
+			got := d.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: options})
+			require.Equal(t, name+"/follow/"+kind, string(got.Payload))
+			followed++
+		}
+		require.Equal(t, 2, followed)
+		for _, s := range servers {
+			for _, in := range s.requestsTo("/follow/" + kind) {
+				require.Equal(t, uint64(15), lastOption(t, in, coap.HopLimit).Uint(), "by way of both proxies")
+			}
+		}
+		p.stop()
+	}
+}
+
+func lastOption(t *testing.T, in incoming, number uint16) coap.Option {
+	t.Helper()
+	o, ok := in.Option(number)
+	require.True(t, ok)
+	return o
 }
