@@ -69,6 +69,13 @@ func FuzzFront(f *testing.F) {
 	f.Add([]byte(script{}.message(fuzzStranger, group).message(fuzzStranger, wire.Message{Type: con}).step(fuzzClient, []byte{0x41, 1, 0, 1}).step(fuzzClient, []byte{0x40, 1, 0, 1, 0xff})))
 	f.Add([]byte(script{}.message(fuzzClient, group).message(fuzzServer, answer(con, codes.Content)).message(fuzzServer, wire.Message{Type: rst, ID: 7}).step(fuzzWait, []byte{60})))
 
+	for _, path := range []string{"o", "n"} {
+		f.Add([]byte(script{}.message(fuzzClient, numbered(12, msg(con, codes.GET, "t", timeout(9), opt(wire.URIPath, path), opt(wire.URIPath, "r")))).
+			message(fuzzAnswer, answer(non, codes.Content)).step(fuzzReact, []byte{1}).
+			message(fuzzClient, numbered(13, msg(con, codes.POST, "u", opt(wire.URIHost, "192.0.2.11"), opt(wire.URIPath, "x")))).message(fuzzAnswer, answer(ack, codes.Created, opt(wire.LocationPath, "y")))))
+	}
+	f.Add([]byte(script{}.message(fuzzClient, numbered(14, msg(con, codes.GET, "", opt(wire.URIHost, "b"), opt(wire.URIPathAbbrev, ""), opt(wire.Echo, "123456789012"))))))
+
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) { converse(t, data) })
 	})
@@ -101,6 +108,11 @@ func converse(t *testing.T, data []byte) {
 		s.groups[i].NStart, s.groups[i].Queue, s.groups[i].MaxResponses = 1, 2, 20
 	}
 	s.resolver = resolverFunc(func(context.Context, string) ([]netip.Addr, error) { return addrs("192.0.2.11"), nil })
+	s.reverse = &Reverse{ServersPath: []string{"servers"}, Routes: []ReverseRoute{
+		{Name: "own", Path: []string{"o"}, Scheme: "coap", Addr: netip.MustParseAddr("224.0.1.187"), Port: 5683, Group: true, Groups: []string{"nodes"}, Servers: OwnAddress},
+		{Name: "nodes", Path: []string{"n"}, Scheme: "coap", Addr: netip.MustParseAddr("224.0.1.187"), Port: 5683, Group: true, Groups: []string{"nodes"}},
+		{Name: "self", Hosts: []string{"b"}, Scheme: "coap", Host: "a.example", Port: 5683, Base: []string{"base"}}}}
+	s.mappings.Max, s.mappings.Pool = 2, []netip.AddrPort{addrPort(proxy4 + ":6000")}
 	c := &conversation{gateway: newGateway(t, s), sent: make(map[exchangeID]int), confirmed: make(map[exchangeID]int), ambiguous: make(map[exchangeID]bool)}
 	defer c.shut()
 	c.client, c.stranger = c.peer(userAddr), c.peer("203.0.200.1:1")
