@@ -1,9 +1,11 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -118,7 +120,12 @@ func (c *busyClient) End(error) {
 	close(c.done)
 }
 
+// TestManyAtOnce takes a moment, or as long as COAPPROXY_SOAK says, e.g. with
+//
+//	COAPPROXY_SOAK=10m go test -race -timeout 0 -run TestManyAtOnce ./cache
 func TestManyAtOnce(t *testing.T) {
+	soak, err := time.ParseDuration(cmp.Or(os.Getenv("COAPPROXY_SOAK"), "0s"))
+	require.NoError(t, err)
 	origin := &busyOrigin{engine: exchange.NewEngine()}
 	config := Defaults()
 	numbers := wire.DefaultNumbers()
@@ -133,7 +140,7 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Go(func() { origin.engine.Run(ctx) })
 	for range 8 {
 		clients.Go(func() {
-			for range 150 {
+			for began, i := time.Now(), 0; i < 150 || time.Since(began) < soak; i++ {
 				var r *exchange.Request
 				path := string(rune('a' + rand.IntN(3)))
 				switch rand.IntN(4) {

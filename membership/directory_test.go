@@ -36,7 +36,9 @@ type hanging struct {
 }
 
 func (h *hanging) Cancel() {
+	h.registry.mu.Lock()
 	h.registry.canceled++
+	h.registry.mu.Unlock()
 	h.sink.End(exchange.ErrCanceled)
 }
 
@@ -67,6 +69,21 @@ func (g *registry) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cance
 	}
 	w.End(nil)
 	return exchange.Ended{}
+}
+
+// tell sets what /.well-known/core has.
+func (g *registry) tell(core string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.core = core
+}
+
+// state is how often it was asked, how many questions were given up, and the
+// running observation.
+func (g *registry) state() (asked, canceled int, observed *lookup) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.asked), g.canceled, g.observed
 }
 
 func (g *registry) interval() time.Duration { return g.at[len(g.at)-1].Sub(g.at[len(g.at)-2]) }
@@ -217,7 +234,7 @@ func TestDirectoryIsObserved(t *testing.T) { // RFC 9176 §6.2, GP-83
 		g.set(links(100, twoLamps, observe(1)))
 		d.Start()
 		wait(time.Second)
-		first := g.observed
+		_, _, first := g.state()
 		require.NotNil(t, first)
 		_, version, _ := d.Members("lamps", group)
 
@@ -232,11 +249,13 @@ func TestDirectoryIsObserved(t *testing.T) { // RFC 9176 §6.2, GP-83
 		require.EqualValues(t, 1, d.config.Stats.Members.Load())
 
 		wait(79 * time.Second)
-		require.Len(t, g.asked, 1)
+		asked, _, _ := g.state()
+		require.Equal(t, 1, asked)
 		wait(time.Second)
-		require.Len(t, g.asked, 2)
-		require.Equal(t, 1, g.canceled)
-		require.NotSame(t, first, g.observed)
+		asked, canceled, second := g.state()
+		require.Equal(t, 2, asked)
+		require.Equal(t, 1, canceled)
+		require.NotSame(t, first, second)
 
 		// What a question that was replaced still brings does not count.
 		first.Respond(links(100, "", observe(3)))
@@ -244,12 +263,13 @@ func TestDirectoryIsObserved(t *testing.T) { // RFC 9176 §6.2, GP-83
 		require.Equal(t, []netip.AddrPort{serverA, serverB}, servers)
 
 		// An error ends the observation; the directory is asked again.
-		require.Equal(t, exchange.Stop, g.observed.Respond(&exchange.Response{Code: codes.ServiceUnavailable}))
-		g.observed.End(nil)
+		require.Equal(t, exchange.Stop, second.Respond(&exchange.Response{Code: codes.ServiceUnavailable}))
+		second.End(nil)
 		_, failure := d.Status()
 		require.ErrorContains(t, failure, "5.03")
 		wait(10 * time.Second)
-		require.Len(t, g.asked, 3)
+		asked, _, _ = g.state()
+		require.Equal(t, 3, asked)
 		valid, failure := d.Status()
 		require.NoError(t, failure)
 		require.Greater(t, valid, 80*time.Second)
@@ -269,7 +289,7 @@ func TestDirectoryIsDiscovered(t *testing.T) { // RFC 9176 §4.3
 		_, failure := d.Status()
 		require.ErrorContains(t, failure, "no endpoint lookup")
 		for _, list := range []string{core, `<coap://192.0.2.7:61616/my/lookup>;rt=core.rd-lookup-ep`} {
-			g.core = list
+			g.tell(list)
 			g.set(links(60, twoLamps))
 			wait(3 * time.Minute)
 			require.Contains(t, g.asked[len(g.asked)-1].Options, message.Option{ID: wire.URIPath, Value: []byte("lookup")})
@@ -277,7 +297,7 @@ func TestDirectoryIsDiscovered(t *testing.T) { // RFC 9176 §4.3
 			require.Len(t, servers, 2)
 			require.True(t, complete)
 
-			g.core = ""
+			g.tell("")
 			g.set(&exchange.Response{Code: codes.NotFound}) // it has moved
 			wait(3 * time.Minute)
 			_, _, complete = d.Members("lamps", group)
