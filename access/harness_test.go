@@ -66,7 +66,7 @@ func config(change ...func(*Config)) Config {
 	c := Config{
 		Clients: []Client{{
 			Identity: exchange.Identity{Name: "worker"}, Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
-			Groups: []string{"nodes", "lights"}, MaxTimeout: time.Hour, MaxExchanges: 2, FollowUp: true,
+			Groups: []string{"nodes", "lights"}, MaxTimeout: time.Hour, MaxExchanges: 2, MaxObservations: 2, FollowUp: true,
 		}},
 		Groups: []Group{
 			{Name: "nodes", Addr: allNodes, Port: 5683, Methods: []codes.Code{codes.GET, wire.FETCH}, MaxTimeout: time.Hour},

@@ -51,6 +51,7 @@ type client struct {
 	identity  *exchange.Identity
 	groups    map[*group]bool // nil: all
 	running   atomic.Int64
+	observing atomic.Int64
 	groupRate *rate.Limiter // nil: no limit
 	rate      *rate.Limiter
 }
@@ -59,6 +60,9 @@ type client struct {
 // answered group requests are remembered.
 func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 	p := &Policy{keys: make(map[string]*exchange.Identity), certificates: make(map[CertificateName]*exchange.Identity), contexts: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
+	if p.config.Stats == nil {
+		p.config.Stats = &Stats{}
+	}
 	byName := make(map[string]*group)
 	for _, g := range config.Groups {
 		kept := &group{Group: g, rate: limiter(g.Rate, g.Burst)}
@@ -205,6 +209,7 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	if exceeds(c.rate, r.Arrival) {
 		return exchange.Fail(w, tooMany(c.rate))
 	}
+	w = p.observation(r, w, c)
 	if r.Target.Group {
 		return p.group(r, w, c)
 	}
@@ -269,6 +274,9 @@ func (p *Policy) group(r *exchange.Request, w exchange.Sink, c *client) exchange
 	if !c.AllowNoResponseZero {
 		r.Options = withoutNoResponseZero(r.Options)
 	}
+	if wire.IsRegistration(r.Method, r.Options) { // which may run for ever, and counts as an observation
+		return p.next.Exchange(r, &groupSink{sink: w, heard: p.heard, names: r.Target})
+	}
 	if c.running.Add(1) > int64(c.MaxExchanges) {
 		c.running.Add(-1)
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.TooManyRequests, Detail: "too many group requests are running", RetryAfter: time.Second})
@@ -298,7 +306,7 @@ func withoutNoResponseZero(options message.Options) message.Options {
 // groupSink notes which servers answer, and when the exchange ends.
 type groupSink struct {
 	sink   exchange.Sink
-	client *client
+	client *client // nil: it does not count as running
 	heard  *Heard
 	names  exchange.Target
 }
@@ -316,7 +324,9 @@ func (s *groupSink) Respond(p *exchange.Response) exchange.Verdict {
 
 // End implements exchange.Sink.
 func (s *groupSink) End(err error) {
-	s.client.running.Add(-1)
+	if s.client != nil {
+		s.client.running.Add(-1)
+	}
 	s.sink.End(err)
 }
 

@@ -41,6 +41,9 @@ type Client struct {
 	FollowUp bool
 	// MaxExchanges bounds the running group exchanges of the client.
 	MaxExchanges int
+	// MaxObservations bounds the observations of the client; a registration beyond
+	// it is a plain request.
+	MaxObservations int
 }
 
 // Target is a pattern of unicast destinations.
@@ -102,6 +105,8 @@ type Group struct {
 type Config struct {
 	Clients []Client
 	Groups  []Group
+	// Stats counts; made if nil.
+	Stats *Stats
 	// MaxTimeout bounds every T' (GP-29), MaxScope every IPv6 group (GC-5).
 	MaxTimeout time.Duration
 	MaxScope   uint8

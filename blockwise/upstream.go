@@ -17,7 +17,8 @@ import (
 // Upstream is the layer above a leg to a single server: what comes from above
 // are whole bodies, and so is what goes up (FP-72). A request body is sent in
 // blocks when it does not fit one message, a response body is fetched block by
-// block when the server sends it so. It is safe for concurrent use.
+// block when the server sends it so. It is safe for concurrent use. A
+// registration whose body does not fit one message becomes a plain request.
 //
 // The bodies that it holds are bounded by 64 MiB together, above which an
 // exchange ends with exchange.Overloaded.
@@ -72,6 +73,9 @@ func (u *Upstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cance
 		if b, err := u.read(value); err != nil || b.Num > 0 {
 			return u.next.Exchange(r, w) // FP-76: somebody wants this block alone
 		}
+	}
+	if wire.IsRegistration(r.Method, r.Options) && len(r.Payload) <= maxBlockSize {
+		return u.observe(r, w)
 	}
 	c := &call{upstream: u, sink: w}
 	c.kept.keep(r)

@@ -55,6 +55,9 @@ type Config struct {
 	MaxSets, MaxHeard int
 	// Observe shares observations; the legs must support them.
 	Observe bool
+	// ObserveOnly does nothing but that: nothing is stored, and a request is
+	// answered by nobody but its server (FP-60).
+	ObserveOnly bool
 	// Stats and Ages count; new ones are made if nil.
 	Stats *Stats
 	Ages  *Ages
@@ -120,6 +123,9 @@ var _ exchange.Handler = (*Cache)(nil)
 
 // Exchange implements exchange.Handler.
 func (c *Cache) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if c.config.ObserveOnly && !wire.IsRegistration(r.Method, r.Options) {
+		return c.config.Next.Exchange(r, w)
+	}
 	a := c.scratch.Get().(*scratch)
 	defer c.release(a)
 	switch bypass := a.read(r, &c.config); {
@@ -164,11 +170,13 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 	hash := sum(c.store.seed, a.flight)
 	place := c.store.placeOf(a.key[1:a.uri], r.Target.Addr)
 	running := c.flights[hash]
-	if running != nil && !a.echo && running.admits(a, r, now) && !c.store.outdated(place, running.begun) { // FP-49, FP-60
+	if running != nil && !a.echo && running.admits(a, r, now) && (observe || !c.store.outdated(place, running.begun)) { // FP-49, FP-60
 		u := running.join(w, a)
+		renew := running.renewal(now)
 		c.mu.Unlock()
 		c.config.Stats.Coalesced.Add(1)
 		running.welcome(u)
+		renew()
 		return u
 	}
 	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, confirmable: r.Confirmable, protected: a.protected, observe: observe,
@@ -193,6 +201,9 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 	listed := a.etags
 	if observe {
 		listed = nil // a 2.03 to one client's ETag would be of no use to others
+		if validator != nil {
+			s.base = e
+		}
 	}
 	if validator != nil || len(listed) > 0 || observe {
 		if validator != nil {

@@ -32,15 +32,15 @@ func (s *shared) begin(u *subscriber) {
 	}
 	u.begun = true
 	c := s.cache
+	now := time.Now()
 	c.mu.Lock()
 	latest := make([]*entry, 0, len(s.heard))
 	for _, e := range s.heard {
-		if e != nil {
+		if e != nil && e.fresh(now) {
 			latest = append(latest, e)
 		}
 	}
 	c.mu.Unlock()
-	now := time.Now()
 	for _, e := range latest {
 		s.serve(u, e, now)
 		if u.ended {
@@ -190,4 +190,4 @@ func (s *shared) serve(u *subscriber, e *entry, now time.Time) {
 	s.hand(u, y.stored(e, now, e.validates(u.etags), port, extras{groupTag: s.groupTag(now), observe: s.observe}, &c.config))
 }
 
-var _ exchange.Canceler = (*subscriber)(nil)
+var _ exchange.Renewer = (*subscriber)(nil)

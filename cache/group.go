@@ -163,7 +163,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	place := c.store.placeOf(a.key[1:a.uri], netip.AddrPort{})
 	joinable := func() *shared {
 		running := c.flights[hash]
-		if running == nil || a.echo || running.bodyLimit != r.BodyLimit || c.store.outdated(place, running.begun) || !running.admits(a, r, now) {
+		if running == nil || a.echo || running.bodyLimit != r.BodyLimit || !observe && c.store.outdated(place, running.begun) || !running.admits(a, r, now) {
 			return nil
 		}
 		return running
@@ -176,9 +176,11 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 			u := running.join(w, a)
 			u.until = until
 			u.held = holdAll(n.fresh)
+			renew := running.renewal(now)
 			c.mu.Unlock()
 			c.config.Stats.Coalesced.Add(1)
 			running.welcome(u)
+			renew()
 			running.serial.DoAlways(running.armAll)
 			return u
 		}
@@ -200,7 +202,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	}
 	validators := n.etags[:0]
 	for _, tag := range n.etags { // GP-80, GC-63
-		if !set.etags.ambiguous(string(tag)) && !validators.has(tag) {
+		if !observe && !set.etags.ambiguous(string(tag)) && !validators.has(tag) {
 			validators = append(validators, tag)
 		}
 	}

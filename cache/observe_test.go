@@ -129,3 +129,84 @@ func TestGroupObservationIsShared(t *testing.T) { // GP-64, GP-68
 		require.True(t, leg.canceled)
 	})
 }
+
+// renewing is an origin whose exchanges can be renewed.
+type renewing struct {
+	*origin
+	renewed int
+}
+
+func (o *renewing) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	return &renewable{o.origin.Exchange(r, w).(*call), o}
+}
+
+type renewable struct {
+	*call
+	origin *renewing
+}
+
+func (k *renewable) Renew() { k.origin.renewed++ }
+
+// FP-60: one who joins when the latest notification is no longer fresh makes the
+// one observation bring the current state.
+func TestObservationIsRenewedForALateClient(t *testing.T) {
+	var o *renewing
+	run(t, observing, func(x *fixture) {
+		o = &renewing{origin: x.origin}
+		x.config.Next = o
+		first := x.ask(get("a", register))
+		leg := x.last()
+		leg.sink.Respond(content("one", option(wire.Observe, ""), maxAge(5)))
+		wait(5 * time.Second)
+		second := x.ask(get("a", register))
+		require.Len(t, x.origin.calls, 1)
+		require.Empty(t, second.got)
+		require.Equal(t, 1, o.renewed)
+		leg.sink.Respond(content("two", option(wire.Observe, ""), maxAge(0), etag("v2")))
+		require.Equal(t, []string{"two"}, second.bodies())
+		require.Equal(t, []string{"one", "two"}, first.bodies())
+		first.cancel.(exchange.Renewer).Renew()
+		require.Equal(t, 2, o.renewed)
+		first.cancel.Cancel()
+		second.cancel.Cancel()
+	})
+}
+
+// Where nothing is to be stored, observations are shared all the same (FP-60),
+// and nobody but the server answers other requests.
+func TestObserveOnly(t *testing.T) {
+	run(t, func(c *Config) { c.Observe, c.ObserveOnly = true, true }, func(x *fixture) {
+		first := x.ask(get("a", register))
+		leg := x.last()
+		leg.sink.Respond(content("one", option(wire.Observe, ""), etag("v1"), maxAge(60)))
+		wait(10 * time.Second)
+		second := x.ask(get("a", register))
+		require.Equal(t, []string{"one"}, second.bodies()) // FP-62
+		require.EqualValues(t, 50, maxAgeOf(t, second.got[0]))
+		require.Len(t, x.origin.calls, 1)
+		x.miss(get("a"), content("fresh", maxAge(60)))
+		x.miss(get("a"), content("fresh", maxAge(60)))
+		require.Zero(t, x.stats.Stored.Load())
+		require.Zero(t, x.store.entries.Len())
+		first.cancel.Cancel()
+		require.False(t, leg.canceled)
+		second.cancel.Cancel()
+		require.True(t, leg.canceled)
+		require.Empty(t, x.flights)
+	})
+}
+
+// A 2.03 to the ETag in the registration stands for what had that ETag, whatever
+// came in between.
+func TestObservationReturnsToAnOldState(t *testing.T) {
+	run(t, observing, func(x *fixture) {
+		x.miss(get("a"), content("old", etag("v1"), maxAge(5)))
+		wait(5 * time.Second)
+		c := x.ask(get("a", register))
+		x.last().sink.Respond(content("new", etag("v2"), option(wire.Observe, "\x01")))
+		x.last().sink.Respond(&exchange.Response{Code: codes.Valid, From: serverA, Options: sorted(message.Options{etag("v1"), option(wire.Observe, "\x02")})})
+		require.Equal(t, []string{"new", "old"}, c.bodies())
+		require.Equal(t, "old", string(x.hit(get("a")).Payload)) // FP-70
+		c.cancel.Cancel()
+	})
+}

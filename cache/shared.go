@@ -41,6 +41,7 @@ type shared struct {
 	client      *exchange.Identity
 	group       *audience // of a group
 	again       *exchange.Request
+	base        *entry // of an observation: the one whose ETag the registration lists
 
 	// Guarded by Cache.mu.
 	subscribers []*subscriber // replaced, never changed, when one leaves
@@ -84,12 +85,30 @@ func (u *subscriber) Cancel() {
 	s.serial.DoAlways(func() { s.leave(u, exchange.ErrCanceled) })
 }
 
+// Renew implements exchange.Renewer, for all who share.
+func (u *subscriber) Renew() {
+	s := u.shared
+	s.cache.mu.Lock()
+	upstream, ok := s.upstream.(exchange.Renewer)
+	s.cache.mu.Unlock()
+	if ok && s.observe {
+		upstream.Renew()
+	}
+}
+
 // admits reports whether a request that has the flight key of s may join it.
 // Called under Cache.mu.
 func (s *shared) admits(a *scratch, r *exchange.Request, now time.Time) bool {
-	if s.closed || s.unstored || !bytes.Equal(s.flight, a.flight) || a.hopLimit > s.hopLimit ||
-		a.onward && a.hopLimit != s.hopLimit || // it may be the same request, that came round (FP-52)
-		r.Confirmable && !s.confirmable {
+	if s.closed || s.unstored || !bytes.Equal(s.flight, a.flight) {
+		return false
+	}
+	if s.observe && len(s.heard) > 0 {
+		// What matters for a first response no longer does.
+		if _, ok := s.upstream.(exchange.Renewer); ok {
+			return true
+		}
+	} else if a.hopLimit > s.hopLimit || r.Confirmable && !s.confirmable ||
+		a.onward && a.hopLimit != s.hopLimit { // it may be the same request, that came round (FP-52)
 		return false
 	}
 	for _, e := range s.heard { // GC-82, GP-68
@@ -98,6 +117,20 @@ func (s *shared) admits(a *scratch, r *exchange.Request, now time.Time) bool {
 		}
 	}
 	return true
+}
+
+// renewal returns what to call, under no lock, so that one who joins gets what
+// the store cannot give: the observation brings the current state once more.
+// Called under Cache.mu.
+func (s *shared) renewal(now time.Time) func() {
+	if s.observe {
+		for _, e := range s.heard {
+			if upstream, ok := s.upstream.(exchange.Renewer); ok && (e == nil || !e.fresh(now)) {
+				return upstream.Renew
+			}
+		}
+	}
+	return func() {}
 }
 
 // join adds a subscriber. Called under Cache.mu; the caller calls welcome when it
@@ -164,7 +197,7 @@ func (s *shared) respond(p *exchange.Response) {
 	for _, u := range got.subscribers {
 		if late := !u.begun && (s.group != nil || s.observe); late {
 			s.begin(u)
-			if got.entry != nil {
+			if got.entry != nil && now.Before(got.entry.expires) {
 				continue // it had the response from the store
 			}
 		}
@@ -226,9 +259,13 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	if s.group != nil {
 		place = c.store.placeOf(s.key[1:s.uri], server)
 	}
-	outdated := c.store.outdated(place, s.begun)
+	// The state of an observed resource is followed by the one after a change.
+	outdated := !s.observe && c.store.outdated(place, s.begun)
 	var got outcome
 	old := c.store.get(key)
+	if c.config.ObserveOnly {
+		old = s.heard[server]
+	}
 	switch {
 	case s.group != nil && !server.IsValid(): // the proxy's own, or a next hop's
 	case p.Code == codes.Valid:
@@ -237,9 +274,9 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 		got.entry = newEntry(p, v, now, &c.config)
 		got.entry.hopLimit, got.entry.stale = s.hopLimit, outdated
 		c.store.complete(got.entry, slices.Clone(key), s.uri, s.request, server, s.client, s.scheme)
-		c.store.put(got.entry)
-		c.config.Stats.Stored.Add(1)
-		c.config.Stats.noteStored(&v)
+		if c.put(got.entry) {
+			c.config.Stats.noteStored(&v)
+		}
 		if s.group != nil && v.etag != nil {
 			c.sets.noteETag(s.group.set, string(v.etag), server)
 		}
@@ -262,10 +299,23 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	return got
 }
 
+// put stores an entry, if that is wanted. Called under Cache.mu.
+func (c *Cache) put(e *entry) bool {
+	if c.config.ObserveOnly {
+		return false
+	}
+	c.store.put(e)
+	c.config.Stats.Stored.Add(1)
+	return true
+}
+
 // confirm enters a 2.03 (FP-45). Called under Cache.mu.
 func (s *shared) confirm(old *entry, p *exchange.Response, now time.Time, outdated bool) outcome {
 	c := s.cache
 	etag, _ := wire.First(p.Options, wire.ETag)
+	if s.base != nil && bytes.Equal(s.base.etag, etag) {
+		old = s.base
+	}
 	if old == nil || old.etag == nil || !bytes.Equal(old.etag, etag) {
 		c.config.Stats.Unmatched.Add(1)
 		if old != nil {
@@ -279,7 +329,7 @@ func (s *shared) confirm(old *entry, p *exchange.Response, now time.Time, outdat
 	}
 	e := old.refreshed(p, min(maxAge, c.config.MaxAge), now, &c.config)
 	e.stale = outdated
-	c.store.put(e)
+	c.put(e)
 	c.config.Stats.Validated.Add(1)
 	return outcome{entry: e, valid: true, etag: etag}
 }
@@ -294,6 +344,10 @@ func (s *shared) remember(server netip.AddrPort, e *entry, p *exchange.Response)
 	}
 	if s.heard == nil {
 		s.heard = make(map[netip.AddrPort]*entry)
+	}
+	if _, again := s.heard[server]; !again && len(s.heard) >= s.cache.config.MaxHeard {
+		s.unstored = true
+		return
 	}
 	if _, again := s.heard[server]; again && !s.observe {
 		s.unstored = true // only the latest response of a server is stored

@@ -97,6 +97,9 @@ type Client struct {
 	Echo Echo `yaml:"echo"`
 	// MaxExchanges bounds the group exchanges the client has running.
 	MaxExchanges int `yaml:"max_exchanges"`
+	// MaxObservations bounds the observations the client has running; 0: it may
+	// observe nothing.
+	MaxObservations int `yaml:"max_observations"`
 	// ConOutstanding bounds the relayed CON responses not yet acknowledged
 	// (GP-33).
 	ConOutstanding int `yaml:"con_outstanding"`
@@ -255,6 +258,9 @@ type Limits struct {
 	MaxToken int `yaml:"max_token"`
 	// Exchanges bounds the exchanges running, over all clients (FP-34).
 	Exchanges int `yaml:"exchanges"`
+	// Observations bounds the observations running, of all clients and with all
+	// servers; 0: nobody may observe.
+	Observations int `yaml:"observations"`
 	// DedupEntries bounds the finished idempotent requests, and the responses,
 	// that are remembered for recognising repetitions (FP-90, GC-16).
 	DedupEntries int `yaml:"dedup_entries"`

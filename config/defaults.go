@@ -44,6 +44,7 @@ func Default() *Config {
 		Limits: Limits{
 			MaxToken:            8, // FP-83
 			Exchanges:           65536,
+			Observations:        16384,
 			DedupEntries:        16384, // FP-90
 			DedupNonIdempotent:  65536, // FP-90
 			UpstreamPorts:       64,    // FP-91
@@ -76,6 +77,7 @@ func DefaultClient() Client {
 		FollowUp:            true,           // GP-112
 		Echo:                EchoOff,        // FP-81
 		MaxExchanges:        64,
+		MaxObservations:     1024,
 		ConOutstanding:      8, // GP-33
 		ConQueue:            1024,
 		ResponseType:        ResponseSame, // GP-33

@@ -63,7 +63,7 @@ func TestDefaults(t *testing.T) {
 	require.Zero(t, c.Limits.RequestRate)       // FP-37
 	require.Equal(t, 65536, c.Limits.ReuseList) // GC-24
 	require.Equal(t, config.Client{
-		Dialect: "draft-07", FollowUp: true, Echo: "off", MaxExchanges: 64, // GP-127, GP-112, FP-81
+		Dialect: "draft-07", FollowUp: true, Echo: "off", MaxExchanges: 64, MaxObservations: 1024, // GP-127, GP-112, FP-81
 		ConOutstanding: 8, ConQueue: 1024, ResponseType: "same", // GP-33
 	}, config.DefaultClient())
 	require.Equal(t, config.Group{
@@ -100,6 +100,7 @@ clients:
   follow_up: false
   echo: off
   max_exchanges: 2
+  max_observations: 3
   con_outstanding: 3
   con_queue: 0
   response_type: non
@@ -176,12 +177,13 @@ log: {level: debug, format: json, output: stdout}
 			{Scheme: "coap", Network: netip.MustParsePrefix("2001:db8::9/128"), Port: 5683},
 			{Scheme: "coap", Any: true, AnyPort: true},
 		},
-		FollowUp:       false,
-		Echo:           config.EchoOff,
-		MaxExchanges:   2,
-		ConOutstanding: 3,
-		ConQueue:       0,
-		ResponseType:   config.ResponseNon,
+		FollowUp:        false,
+		Echo:            config.EchoOff,
+		MaxExchanges:    2,
+		MaxObservations: 3,
+		ConOutstanding:  3,
+		ConQueue:        0,
+		ResponseType:    config.ResponseNon,
 	}, all}
 	site := config.DefaultGroup()
 	site.Name = "site"

@@ -302,6 +302,7 @@ func (v *validator) limits() {
 	l := &v.c.Limits
 	between(v, "limits.max_token", l.MaxToken, 8, 256) // FP-83
 	between(v, "limits.exchanges", l.Exchanges, 1, 1<<24)
+	between(v, "limits.observations", l.Observations, 0, 1<<20)
 	between(v, "limits.dedup_entries", l.DedupEntries, 1, 1<<24)                            // FP-90
 	between(v, "limits.dedup_non_idempotent", l.DedupNonIdempotent, 1, 1<<24)               // FP-90
 	between(v, "limits.upstream_ports", l.UpstreamPorts, 1, 4096)                           // FP-91

@@ -156,6 +156,19 @@ func (c *Client) start(k *call, nstart int, until time.Time) {
 	c.send(k, k.request, err)
 }
 
+var _ exchange.Renewer = (*call)(nil)
+
+// Renew implements exchange.Renewer.
+func (k *call) Renew() {
+	c := k.client
+	c.mu.Lock()
+	if o := k.open; o != nil && c.calls[k.token] == k && o.established && !o.renewing && !o.due.Before(o.until) {
+		o.due = time.Now()
+		c.config.Engine.Schedule(&k.deadline, o.due)
+	}
+	c.mu.Unlock()
+}
+
 // openExpired does what is due for an open call: an observation is renewed
 // (FP-65), a group request is over.
 func (k *call) openExpired(now time.Time) {

@@ -156,6 +156,7 @@ type Incoming struct {
 	id          uint16
 	inline      [8]byte
 	ackDeadline exchange.Deadline
+	stands      bool // guarded by the lock of what open returns
 
 	mu       sync.Mutex
 	acked    bool
@@ -329,6 +330,62 @@ func (in *Incoming) Acked() bool {
 // Unproven reports that the peer may be elsewhere than its datagrams say: it has
 // neither a connection nor a session.
 func (rx *Reception) Unproven() bool { return rx.stream == nil && rx.Peer.session == nil }
+
+// Begin sends the first of several responses, as Respond does, and leaves the
+// request open for Relay, until Finish. The client waits for no answer any more:
+// the request no longer counts against what its connection may ask at a time.
+// id is the Message ID, which w watches, of a message of its own; separate is
+// false for a response on the ACK or on a connection.
+func (in *Incoming) Begin(m *wire.Message, typ message.Type, w Watcher) (id uint16, separate bool, err error) {
+	defer in.Stand()
+	if in.stream != nil {
+		_, err = in.Relay(m, typ, w)
+		return 0, false, err
+	}
+	in.mu.Lock()
+	entry := in.entry
+	in.entry = none
+	piggybacked := in.Confirmable && !in.acked
+	in.acked = true
+	in.mu.Unlock()
+	e := in.endpoint
+	if in.ackDeadline.Fire != nil {
+		e.Engine.Unschedule(&in.ackDeadline)
+	}
+	remember := func(reply []byte) {
+		if entry != none {
+			e.dedup.finish(entry, reply, false)
+		}
+	}
+	if !piggybacked {
+		id, err = in.Relay(m, typ, w)
+		remember(nil)
+		return id, err == nil, err
+	}
+	if in.seal != nil {
+		c := *m // which escapes, and m does not
+		if m, err = in.seal(&c); err != nil {
+			e.ack(in.Peer, in.Path, in.id)
+			remember(nil)
+			return 0, false, err
+		}
+	}
+	m.Token, m.Type, m.ID = in.Token, message.Acknowledgement, in.id
+	if e.out.put(in.Peer, in.Path, m, remember) != nil {
+		reply, _ := m.Append(nil) // lost for want of room, and still there for a repeated request
+		remember(reply)
+	}
+	return 0, false, nil
+}
+
+// Stand notes that nobody waits for an answer any more, and that the request may
+// stay open for ever: it does not count against what the client may ask at a time.
+func (in *Incoming) Stand() {
+	open := in.open()
+	if open != nil && open.stand(in) && in.stream != nil {
+		in.stream.quiet()
+	}
+}
 
 // Finish ends the request without a response, or after separate ones; a
 // confirmable one that has had no ACK gets it now.

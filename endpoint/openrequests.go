@@ -13,12 +13,28 @@ type openRequests struct {
 	mu    sync.Mutex
 	gone  bool
 	table map[*Incoming]exchange.Canceler
+	// standing are those in table that have had a response and may stay for ever:
+	// observations.
+	standing int
 }
 
+// count is the number of requests whose clients wait for an answer.
 func (o *openRequests) count() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.table)
+	return len(o.table) - o.standing
+}
+
+// stand notes that nobody waits for an answer to in any more; it reports whether
+// nobody does to any other.
+func (o *openRequests) stand(in *Incoming) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, open := o.table[in]; open && !in.stands {
+		in.stands = true
+		o.standing++
+	}
+	return len(o.table) == o.standing
 }
 
 // enter notes a request that a handler has accepted.
@@ -48,12 +64,16 @@ func (o *openRequests) bind(in *Incoming, c exchange.Canceler) {
 	}
 }
 
-// leave takes a finished request out; it reports whether none is left.
+// leave takes a finished request out; it reports whether nobody waits for an
+// answer.
 func (o *openRequests) leave(in *Incoming) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if _, open := o.table[in]; open && in.stands {
+		o.standing--
+	}
 	delete(o.table, in)
-	return len(o.table) == 0
+	return len(o.table) == o.standing
 }
 
 // cancelAll ends everything: the other side has gone.
@@ -66,7 +86,7 @@ func (o *openRequests) cancelAll() {
 			canceled = append(canceled, c)
 		}
 	}
-	o.table = nil
+	o.table, o.standing = nil, 0
 	o.mu.Unlock()
 	for _, c := range canceled {
 		c.Cancel()

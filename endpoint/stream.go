@@ -288,9 +288,13 @@ func (s *Stream) request(m *wire.Message, now time.Time) {
 
 // finished takes a request out that needs no further answer.
 func (s *Stream) finished(in *Incoming) {
-	if !s.open.leave(in) {
-		return
+	if s.open.leave(in) {
+		s.quiet()
 	}
+}
+
+// quiet does what had to wait until no request is unanswered.
+func (s *Stream) quiet() {
 	s.mu.Lock()
 	pong, token := s.waiting, s.custody
 	s.waiting, s.custody = false, nil

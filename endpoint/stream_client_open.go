@@ -142,6 +142,19 @@ func (c *StreamClient) setAdrift(calls map[uint64]*streamCall) {
 	}
 }
 
+var _ exchange.Renewer = (*streamCall)(nil)
+
+// Renew implements exchange.Renewer.
+func (k *streamCall) Renew() {
+	c := k.client
+	c.mu.Lock()
+	if o := k.open; o != nil && k.link.calls[k.token] == k && o.established && !o.renewing {
+		o.due = time.Now()
+		c.config.Engine.Schedule(&k.deadline, o.due)
+	}
+	c.mu.Unlock()
+}
+
 // openExpired does what is due for an open call: an observation is renewed
 // (FP-65), over a new connection if the old one is lost, and a group request is
 // over.

@@ -77,6 +77,16 @@ type Extender interface {
 	Extend(until time.Time) bool
 }
 
+// Renewer is a Canceler whose exchange is an observation that can be made to
+// bring the current state, also where it has not changed: by registering again
+// (RFC 7641 §3.3.1).
+type Renewer interface {
+	Canceler
+	// Renew asks for it. It does nothing when that is under way already, and is to
+	// be called under no lock.
+	Renew()
+}
+
 // Ended is the Canceler of an exchange that was over before Exchange returned.
 type Ended struct{}
 
@@ -133,6 +143,9 @@ type Request struct {
 	// BERT says that client and proxy may exchange blocks of several times 1024
 	// bytes (RFC 8323 §6).
 	BERT bool
+	// Replaces: this registration to observe takes the place of one of the same
+	// client, which ends as soon as this one has begun.
+	Replaces bool
 	// BodyLimit is the longest response body in bytes that the front can hand
 	// to its client in one piece (GC-54).
 	BodyLimit int

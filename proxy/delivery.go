@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -30,11 +31,13 @@ const (
 
 type waitingResponse struct {
 	x       *groupRequest
+	from    netip.AddrPort
 	message *wire.Message // owned
 }
 
-// deliver sends a confirmable response when its turn comes. m is borrowed.
-func (f *Front) deliver(x *groupRequest, m *wire.Message) {
+// deliver sends a confirmable response when its turn comes. A notification takes
+// the place of an older one of the same server that waits (FP-68). m is borrowed.
+func (f *Front) deliver(x *groupRequest, from netip.AddrPort, m *wire.Message) {
 	key := x.in.Origin()
 	f.mu.Lock()
 	d := f.deliveries[key]
@@ -53,10 +56,11 @@ func (f *Front) deliver(x *groupRequest, m *wire.Message) {
 		f.mu.Unlock()
 		f.transmit(x, m)
 		return
+	case x.observes && d.replaces(x, from, m):
+		f.Stats.NotificationsReplaced.Add(1)
 	case len(d.waiting) < x.delivery.Queue && f.waiting < maxWaiting:
 		f.waiting++
-		d.waiting = append(d.waiting, waitingResponse{x, &wire.Message{Code: m.Code, Token: x.in.Token,
-			Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}})
+		d.waiting = append(d.waiting, waitingResponse{x, from, ownedMessage(x, m)})
 	default:
 		f.Stats.DeliveryDropped.Add(1)
 	}
@@ -69,6 +73,23 @@ func (d *delivery) limit(x *groupRequest) int {
 		return 1
 	}
 	return max(x.delivery.Outstanding, 1)
+}
+
+func ownedMessage(x *groupRequest, m *wire.Message) *wire.Message {
+	return &wire.Message{Code: m.Code, Token: x.in.Token, Options: exchange.CloneOptions(m.Options), Payload: append([]byte(nil), m.Payload...)}
+}
+
+// replaces puts a notification where an older one of the same server waits, and
+// reports whether there is one. Called under the lock.
+func (d *delivery) replaces(x *groupRequest, from netip.AddrPort, m *wire.Message) bool {
+	i := slices.IndexFunc(d.waiting, func(w waitingResponse) bool {
+		return w.x == x && w.from == from && wire.Has(w.message.Options, wire.Observe)
+	})
+	if i < 0 {
+		return false
+	}
+	d.waiting[i].message = ownedMessage(x, m)
+	return true
 }
 
 func (f *Front) transmit(x *groupRequest, m *wire.Message) {
@@ -114,15 +135,15 @@ func (f *Front) delivered(x *groupRequest, acknowledged bool) {
 
 // withdraw takes what still waits out of the queue of a client whose exchange
 // is over or was stopped: none of it may be sent for the first time any more
-// (GP-33, GP-41), and the client's other exchanges need the room. Called under
-// the lock.
-func (f *Front) withdraw(key clientToken) {
+// (GP-33, GP-41), and the client's other exchanges need the room. x is that
+// exchange, nil for any. Called under the lock.
+func (f *Front) withdraw(key clientToken, x *groupRequest) {
 	d := f.deliveries[key.origin]
 	if d == nil {
 		return
 	}
 	waiting := len(d.waiting)
-	d.waiting = slices.DeleteFunc(d.waiting, func(w waitingResponse) bool { return w.x.key == key })
+	d.waiting = slices.DeleteFunc(d.waiting, func(w waitingResponse) bool { return w.x.key == key && (x == nil || w.x == x) })
 	f.waiting -= waiting - len(d.waiting)
 	f.Stats.Late.Add(uint64(waiting - len(d.waiting)))
 }
@@ -131,7 +152,12 @@ func (f *Front) withdraw(key clientToken) {
 type confirmation struct{ x *groupRequest }
 
 // Acknowledged implements endpoint.Watcher.
-func (c confirmation) Acknowledged(uint16) { c.x.front.delivered(c.x, true) }
+func (c confirmation) Acknowledged(uint16) {
+	if c.x.observes {
+		c.x.observation.confirmed()
+	}
+	c.x.front.delivered(c.x, true)
+}
 
 // Failed implements endpoint.Watcher: a client that resets a response or does
 // not take it wants no more of them (GP-44).

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"go.uber.org/zap"
 
 	"coapproxy/endpoint"
@@ -34,6 +35,9 @@ type FrontConfig struct {
 	ZoneInReplyFrom bool
 	// MaxExchanges bounds the exchanges under way; more get 5.03.
 	MaxExchanges int
+	// MaxObservers bounds the observations of all clients; a registration beyond
+	// it is a plain request.
+	MaxObservers int
 	// MaxEnded bounds the Tokens of ended group exchanges that are remembered
 	// (GP-43).
 	MaxEnded int
@@ -62,6 +66,7 @@ type Front struct {
 
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
+	observers  map[clientToken]*observation
 	ended      *endedTokens
 	waiting    int // responses in deliveries
 	deliveries map[endpoint.Origin]*delivery
@@ -78,7 +83,8 @@ type service struct {
 // NewFront returns a Front.
 func NewFront(c FrontConfig) *Front {
 	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
-		echoes: newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery),
+		observers: make(map[clientToken]*observation),
+		echoes:    newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery),
 		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newBudget(layerFailureRate, layerFailureBurst)}
 	f.Serve(c.Next, c.Clients, c.Protected)
 	return f
@@ -109,7 +115,7 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		}
 	}
 	client := serving.clients.Identify(rx.Peer.Addr, removed.proven(rx))
-	hop, failure := f.readHop(m.Options, client)
+	hop, failure := f.readHop(m.Code, m.Options, client)
 	hop.context = removed.context()
 	options := m.Options
 	if hop.echo && rx.Unproven() {
@@ -166,6 +172,17 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 		f.beginGroup(rx, m, r, &hop, serving.next, failure)
 		return
 	}
+	old := f.replaced(rx, m, &hop)
+	if failure == nil && f.registers(r, &hop, old != nil) {
+		f.observe(rx, m, r, &hop, serving.next, old)
+		if old != nil {
+			old.end(nil)
+		}
+		return
+	}
+	if old != nil {
+		old.end(nil)
+	}
 	x := &request{front: f, id: r.ID, client: client, noResponse: hop.noResponse, problem: hop.problem, allowance: hop.allowance}
 	x.in.Accept(rx, m)
 	if failure != nil {
@@ -203,6 +220,12 @@ type hop struct {
 	// allowance is what may be sent to an address that is not proven, nil for no
 	// limit (FP-86).
 	allowance *allowance
+	// registers: it has Observe 0, for GET or FETCH.
+	registers bool
+	// replaces is the group observation that it ends or takes the place of.
+	replaces *groupRequest
+	// further: it asks for a further block of a response (RFC 7959 §2.4).
+	further bool
 	// context names the OSCORE layers that were removed; empty for none.
 	context string
 }
@@ -214,7 +237,7 @@ const maxLayeredPayload = 1024
 const problemDetails = 257 // application/concise-problem-details+cbor
 
 // readHop reads the options of a request that concern the client's hop.
-func (f *Front) readHop(options message.Options, client *exchange.Identity) (hop, *exchange.Failure) {
+func (f *Front) readHop(method codes.Code, options message.Options, client *exchange.Identity) (hop, *exchange.Failure) {
 	h := hop{local: true}
 	var failure *exchange.Failure
 	second := legacyTimeout(client, f.Numbers)
@@ -230,6 +253,11 @@ func (f *Front) readHop(options message.Options, client *exchange.Identity) (hop
 			if len(o.Value) <= 1 {
 				h.noResponse, _ = wire.Uint(o.Value)
 			}
+		case wire.Observe:
+			h.registers = wire.IsRegistration(method, options)
+		case wire.Block2:
+			b, err := wire.ParseBlock(o.Value)
+			h.further = err == nil && b.Num > 0
 		case wire.Accept:
 			v, ok := wire.Uint(o.Value)
 			h.problem = ok && v == problemDetails
@@ -408,6 +436,7 @@ func (f *Front) done() {
 // ended or stop is closed. It reports how many were left.
 func (f *Front) Drain(stop <-chan struct{}) int {
 	f.closed.Store(true)
+	f.endObservers()
 	for {
 		left := int(f.active.Load())
 		if left == 0 {

@@ -36,13 +36,15 @@ type groupRequest struct {
 	problem    bool
 	allowance  *allowance
 	silent     bool // T' = 0: no responses (GP-34)
+	observes   bool // it is in Stats.Observers
 	counted    bool // in Stats.Running
 	dialect    exchange.Dialect
 	delivery   exchange.Delivery
 	relayType  message.Type
 	// What the serialised calls of the sink alone touch:
-	relayed int
-	watched []uint16 // Message IDs of NON responses that a RST may name
+	relayed     int
+	watched     []uint16 // Message IDs of NON responses that a RST may name
+	observation groupObservation
 
 	target exchange.Target // for the log
 	client *exchange.Identity
@@ -68,7 +70,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 	}
 	recently := stop && x == nil && f.ended.has(key, rx.Now)
 	if recently {
-		f.withdraw(key)
+		f.withdraw(key, nil)
 	}
 	f.mu.Unlock()
 	switch {
@@ -77,6 +79,14 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 		f.Log.Debug("early stop", zap.Uint64("exchange", x.id))
 		cancel.Cancel() // GP-41
 	case recently: // GP-43
+	case x != nil && x.observes && h.timeout.Present:
+		// A registration anew, or the end of one by Observe 1: what is running ends
+		// when the request has begun (FP-67).
+		h.replaces = x
+		f.mu.Lock()
+		delete(f.running, key)
+		f.mu.Unlock()
+		return false
 	case x != nil:
 		// The client believes its Token free, so that responses to the old
 		// request would be taken for responses to this one.
@@ -116,6 +126,10 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 		x.End(failure)
 		return
 	}
+	old := h.replaces
+	if x.observes = f.registers(r, h, old != nil); x.observes {
+		x.observation.begin(x, old)
+	}
 	x.counted = true
 	f.Stats.Running.Add(1)
 	cancel := next.Exchange(r, x)
@@ -127,6 +141,9 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 	}
 	f.mu.Unlock()
 	x.in.CancelWhenGone(cancel) // GP-44
+	if old != nil {
+		old.replace()
+	}
 	switch {
 	case ended:
 	case r.Target.Addr.IsValid() && !r.Target.Group:
@@ -150,14 +167,23 @@ func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
 	s := relayScratchPool.Get().(*relayScratch)
 	defer s.release()
 	m := &s.message
-	*m = wire.Message{Code: p.Code, Token: x.in.Token, Options: s.relayOptions(x, p), Payload: p.Payload}
+	options := s.relayOptions(x, p)
+	typ := x.relayType
+	if x.observes && wire.IsNotification(p.Code, p.Options) {
+		var confirm bool
+		if options, confirm = x.observation.notify(options); confirm { // GP-65
+			typ = message.Confirmable
+		}
+		s.options = options
+	}
+	*m = wire.Message{Code: p.Code, Token: x.in.Token, Options: options, Payload: p.Payload}
 	f.Stats.Responses.Add(1)
 	x.relayed++
 	if ce := f.Log.Check(zap.DebugLevel, "relayed"); ce != nil {
 		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
 	}
-	if x.relayType == message.Confirmable && !x.in.Reliable() {
-		f.deliver(x, m)
+	if typ == message.Confirmable && !x.in.Reliable() {
+		f.deliver(x, p.From, m)
 		return exchange.Continue
 	}
 	id, err := x.in.Relay(m, message.NonConfirmable, x)
@@ -166,7 +192,7 @@ func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
 	}
 	f.Stats.Relayed.Add(1)
 	if !x.in.Reliable() {
-		x.watched = append(x.watched, id)
+		x.watch(id)
 	}
 	return exchange.Continue
 }
@@ -185,15 +211,22 @@ func (x *groupRequest) End(err error) {
 		f.ended.add(x.key, now)
 	}
 	if err != nil || !now.Before(x.until) {
-		f.withdraw(x.key)
+		f.withdraw(x.key, x)
 	}
 	f.mu.Unlock()
 	for _, id := range x.watched {
 		x.in.Settle(id)
 	}
+	if x.observes {
+		f.Stats.Observers.Add(-1)
+		f.Engine.Unschedule(&x.observation.deadline)
+	}
 	if refused {
 		x.refuse(err)
 	} else {
+		if err != nil && x.observation.established && !errors.Is(err, exchange.ErrCanceled) {
+			x.sayLast(f.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
+		}
 		x.in.Finish() // GP-34, GP-38, GP-42
 	}
 	if ce := f.Log.Check(zap.DebugLevel, "group exchange ended"); ce != nil {
@@ -213,7 +246,9 @@ func (x *groupRequest) End(err error) {
 		so = answered
 	}
 	f.Stats.Exchanges[groupExchange][so.ended(err)].Add(1)
-	f.done()
+	if !x.observation.established {
+		f.done()
+	}
 }
 
 // refuse sends an error of the proxy's own. It has no Reply-From (GP-39), and
@@ -238,7 +273,7 @@ func (x *groupRequest) answer(p *exchange.Response) {
 	if x.allowance != nil {
 		x.relayType = message.NonConfirmable
 	}
-	x.in.Respond(&wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}, x.relayType, nil)
+	x.in.Respond(&wire.Message{Code: p.Code, Options: withoutObserve(p.Options), Payload: p.Payload}, x.relayType, nil)
 }
 
 // Acknowledged implements endpoint.Watcher for NON responses: they have no ACK.
@@ -252,7 +287,7 @@ func (x *groupRequest) Failed(uint16, error) {
 	cancel := x.cancel
 	gone := x.ended
 	if gone {
-		f.withdraw(x.key)
+		f.withdraw(x.key, x)
 	}
 	f.mu.Unlock()
 	if gone || cancel == nil {
@@ -287,7 +322,7 @@ func (s *relayScratch) relayOptions(x *groupRequest, p *exchange.Response) messa
 	s.options = s.options[:0]
 	for _, o := range p.Options {
 		switch {
-		case o.ID == wire.Observe: // no registration was made
+		case o.ID == wire.Observe: // the client's has a number of the proxy's own (GP-67)
 		case o.ID == numbers.ReplyFrom: // GP-51: the last proxy's word counts
 		case o.ID == numbers.ResponseForwarding && legacy:
 		default:

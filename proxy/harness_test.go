@@ -20,6 +20,7 @@ import (
 
 	"coapproxy/access"
 	"coapproxy/blockwise"
+	"coapproxy/cache"
 	"coapproxy/endpoint"
 	"coapproxy/endpoint/memnet"
 	"coapproxy/exchange"
@@ -52,18 +53,18 @@ func defaults() *setup {
 	user := access.Client{
 		Identity: exchange.Identity{Name: "user", Delivery: exchange.Delivery{Outstanding: 8, Queue: 1024}},
 		Networks: prefixes("203.0.113.0/24", "2001:db8:5::/64"), AllGroups: true, MaxTimeout: time.Hour,
-		Forward: []access.Target{{Any: true, AnyPort: true}}, FollowUp: true, MaxExchanges: 1000,
+		Forward: []access.Target{{Any: true, AnyPort: true}}, FollowUp: true, MaxExchanges: 1000, MaxObservations: 1000,
 	}
 	s := &setup{
 		access: access.Config{Clients: []access.Client{user}, MaxTimeout: 10 * time.Minute, MaxScope: 5},
 		dedup:  endpoint.DefaultDedupLimits(), numbers: wire.DefaultNumbers(),
 		names:    map[string][]netip.Addr{"boiler.example": addrs("192.0.2.11")},
 		resolver: resolverFunc(func(context.Context, string) ([]netip.Addr, error) { return nil, &net.DNSError{IsNotFound: true} }),
-		front:    FrontConfig{ZoneInReplyFrom: true, MaxExchanges: 10000, MaxEnded: 1000},
+		front:    FrontConfig{ZoneInReplyFrom: true, MaxExchanges: 10000, MaxObservers: 1000, MaxEnded: 1000},
 		mappings: MappingsConfig{Lifetime: 24 * time.Hour, Max: 100},
 		route:    Route{HopLimit: 16, Identifier: "gw", GroupBody: func(*exchange.Request) int { return 1024 }},
 		client: endpoint.ClientConfig{Params: endpoint.DefaultParams(), NStart: func(netip.AddrPort) int { return 100 }, Queue: 16,
-			TimeoutCON: 93 * time.Second, TimeoutNON: 30 * time.Second, Ports: 4, Servers: 1000},
+			TimeoutCON: 93 * time.Second, TimeoutNON: 30 * time.Second, Ports: 4, Servers: 1000, Observations: 1000},
 	}
 	for name, addr := range map[string]string{"nodes": "224.0.1.187:5683", "lights": "[ff05::fd]:5683", "link": "[ff02::fd]:5683"} {
 		s.access.Groups = append(s.access.Groups, access.Group{Name: name, Addr: netip.MustParseAddrPort(addr), Port: 5683,
@@ -154,7 +155,11 @@ func newGateway(t testing.TB, s *setup) *gateway {
 	}
 	s.route.Unicast = legs
 	s.route.Numbers, s.route.HoldBack, s.route.Log = &s.numbers, NewHoldBack(), log
-	s.window.Next, s.window.Log = blockwise.NewDownstream(&s.route, 1<<20, 1<<24, &blockwise.DownstreamStats{}), log
+	settings := cache.Defaults()
+	settings.Next, settings.Engine, settings.Numbers, settings.Observe, settings.ObserveOnly = &s.route, g.engine, &s.numbers, true, true
+	shared, err := cache.New(settings)
+	require.NoError(t, err)
+	s.window.Next, s.window.Log = blockwise.NewDownstream(shared, 1<<20, 1<<24, &blockwise.DownstreamStats{}), log
 	policy := access.New(s.access, &s.window, g.heard)
 	s.window.MaxTimeout = policy.MaxTimeout
 	s.mappings.Stats, s.mappings.Log = &g.stats, log
@@ -221,6 +226,8 @@ func (g *gateway) idle() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	require.Empty(g.t, f.running)
+	require.Empty(g.t, f.observers)
+	require.Zero(g.t, f.Stats.Observers.Load())
 	require.Empty(g.t, f.deliveries)
 	require.Zero(g.t, f.active.Load())
 	require.Zero(g.t, f.Stats.Running.Load())

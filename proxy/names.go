@@ -157,6 +157,16 @@ func (p *postponed) fail(err error) {
 	}
 }
 
+// Renew implements exchange.Renewer.
+func (p *postponed) Renew() {
+	p.mu.Lock()
+	inner, ok := p.inner.(exchange.Renewer)
+	p.mu.Unlock()
+	if ok {
+		inner.Renew()
+	}
+}
+
 // Cancel implements exchange.Canceler.
 func (p *postponed) Cancel() {
 	p.mu.Lock()

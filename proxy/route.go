@@ -54,7 +54,7 @@ func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 	if f != nil {
 		return exchange.Fail(w, f)
 	}
-	s := &checked{sink: w, route: t, id: r.ID, onward: r.Target.NextHop != ""}
+	s := &checked{sink: w, route: t, id: r.ID, observes: wire.IsRegistration(r.Method, options), onward: r.Target.NextHop != ""}
 	t.running.Add(1)
 	leg := t.Unicast
 	if r.Target.Group {
@@ -111,12 +111,15 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 				options, hopPlaced = append(options, message.Option{ID: wire.HopLimit, Value: []byte{o.Value[0] - 1}}), true
 				continue
 			}
-		case wire.MaxAge, wire.Observe:
-			// Max-Age means nothing in a request; observing is the proxy's own
-			// business, and a plain response is the permitted answer to a
-			// registration that is not accepted (RFC 7641 §4.1). With T' = 0
-			// there is none anyway (GP-36).
-			continue
+		case wire.MaxAge:
+			continue // it means nothing in a request
+		case wire.Observe:
+			// A registration goes on as the proxy's own (FP-24, FP-62); that a
+			// client ends one is a matter of its hop (FP-67). With T' = 0 there is
+			// nothing to observe (GP-36).
+			if !wire.IsRegistration(r.Method, r.Options) || group {
+				continue
+			}
 		case wire.Block1:
 			if group {
 				continue // fitsGroup saw that it is whole
@@ -154,6 +157,8 @@ type checked struct {
 	route *Route
 	id    uint64
 	group bool
+	// observes: Observe was asked for.
+	observes bool
 	// onward: it is from a next proxy.
 	onward bool
 	held   holdKey
@@ -174,7 +179,7 @@ func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 		bad.Options = insertOption(bad.Options, wire.MaxAge, nil) // it says nothing about the next response
 		return c.sink.Respond(bad)
 	}
-	if wire.Has(p.Options, wire.Observe) { // nobody was registered: FP-24
+	if !c.observes && wire.Has(p.Options, wire.Observe) { // nobody was registered: FP-24
 		q := *p
 		q.Options = slices.DeleteFunc(slices.Clone(p.Options), func(o message.Option) bool { return o.ID == wire.Observe })
 		p = &q

@@ -22,7 +22,7 @@ func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap
 	shown := &cacheControl{bounds: c.Cache, metrics: p.metrics, members: &p.members, config: &p.config}
 	defer func() { shown.register(p.control) }()
 	if !c.Cache.Enabled {
-		return next, nil
+		return p.sharing(c, next)
 	}
 	settings := cache.Defaults()
 	settings.Next, settings.Engine, settings.Numbers, settings.Members = next, p.engine, p.numbers, currentMembers{&p.members}
@@ -30,6 +30,7 @@ func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap
 	settings.MaxEntries, settings.MaxBytes = c.Cache.MaxEntries, int(c.Cache.MaxBytes)
 	settings.MaxBody, settings.MaxVariants = int(c.Cache.MaxBody), c.Cache.MaxVariants
 	settings.MaxAge = uint32(c.Cache.MaxAge / time.Second)
+	settings.Observe = true
 	settings.Stats, settings.Ages = &cache.Stats{}, &cache.Ages{}
 	p.metrics.Register("cache", settings.Stats, func(i int) string { return cache.Bypass(i).String() })
 	p.metrics.Register("cache", settings.Ages, cache.AgeName)

@@ -99,7 +99,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	}
 
 	window := &proxy.Groups{Next: p.stored, RefuseAboveMax: c.Proxy.RefuseAboveMax, Log: log.Named("route")}
-	g.policy = access.New(policyOf(c), window, p.heard)
+	g.policy = access.New(p.policyOf(c), window, p.heard)
 	window.MaxTimeout = g.policy.MaxTimeout
 	reverse := p.reverseOf(c)
 	targets := &proxy.Targets{Next: g.policy, Reverse: reverse, Local: p.localOf(c, g, reverse), Numbers: p.numbers, Names: g.names, Own: p.own.is, Serves: servers.legs.Serves,
@@ -161,9 +161,6 @@ const (
 	maxBody   = 1 << 20  // the longest request or response body (FP-72)
 	maxBodies = 64 << 20 // all bodies in transfer in blocks
 )
-
-// maxObservations bounds the observations at servers.
-const maxObservations = 16384
 
 // maxServers bounds the servers whose Message IDs are remembered.
 const maxServers = 16384

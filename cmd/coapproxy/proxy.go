@@ -82,6 +82,7 @@ type stats struct {
 	upstream upstreamStats
 	groups   multicast.Stats
 	fronts   proxy.Stats
+	access   access.Stats
 	http     httpbridge.Stats
 	bodies   blockwise.Stats
 	blocks   blockwise.DownstreamStats
@@ -100,6 +101,7 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("group", &s.groups, nil)
 	r.Register("blockwise", &s.bodies, nil)
 	r.Register("blockwise", &s.blocks, nil)
+	r.Register("access", &s.access, nil)
 	r.Register("control", &s.control, nil)
 	r.Register("config", &s.reloads, nil)
 	r.Register("membership", &s.directories, nil)
@@ -143,7 +145,7 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 		return err
 	}
 	p.front = proxy.NewFront(proxy.FrontConfig{Next: g.entry, Clients: g.policy, Protected: g.protected, Numbers: p.numbers, Engine: p.engine,
-		ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom, MaxExchanges: c.Limits.Exchanges, MaxEnded: c.Limits.Exchanges,
+		ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom, MaxExchanges: c.Limits.Exchanges, MaxObservers: c.Limits.Observations, MaxEnded: c.Limits.Exchanges,
 		Stats: &p.stats.fronts, Log: log.Named("front")})
 	p.serve(g)
 	p.streams = p.streamServer(c, log.Named("connection"))

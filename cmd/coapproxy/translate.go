@@ -88,8 +88,8 @@ func nstartOf(c *config.Config) func(netip.AddrPort) int {
 	}
 }
 
-func policyOf(c *config.Config) access.Config {
-	out := access.Config{MaxTimeout: c.Proxy.MaxTimeout, MaxScope: c.Proxy.MaxScope.Value(), AllowLoopback: c.Proxy.AllowLoopback,
+func (p *runningProxy) policyOf(c *config.Config) access.Config {
+	out := access.Config{Stats: &p.stats.access, MaxTimeout: c.Proxy.MaxTimeout, MaxScope: c.Proxy.MaxScope.Value(), AllowLoopback: c.Proxy.AllowLoopback,
 		AllowLinkLocal: c.Proxy.AllowLinkLocal, AllowPrivate: c.Proxy.AllowPrivate, UnsecuredClients: !c.Proxy.RequireSecureClient, GroupRate: c.Limits.GroupRate,
 		GroupBurst: c.Limits.GroupBurst, RequestRate: c.Limits.RequestRate, RequestBurst: c.Limits.RequestBurst}
 	for i := range c.Groups {
@@ -114,7 +114,7 @@ func clientOf(c *config.Client) access.Client {
 		Identity: exchange.Identity{Name: c.Name, ProveAddress: c.Echo == config.EchoRequired, PresetTimeout: c.PresetTimeout,
 			Delivery: exchange.Delivery{Outstanding: c.ConOutstanding, Queue: c.ConQueue}},
 		Networks: c.Networks, PSK: c.PSK, Certificate: certificateNames(c.Certificate), HTTP: c.HTTP, OSCORE: c.OSCORE, AllGroups: c.Groups.All(), Groups: c.Groups, MaxTimeout: c.MaxTimeout,
-		AllowNoResponseZero: c.AllowNoResponseZero, FollowUp: c.FollowUp, MaxExchanges: c.MaxExchanges,
+		AllowNoResponseZero: c.AllowNoResponseZero, FollowUp: c.FollowUp, MaxExchanges: c.MaxExchanges, MaxObservations: c.MaxObservations,
 	}
 	switch c.Dialect {
 	case config.DialectLegacy:

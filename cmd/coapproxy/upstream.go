@@ -42,7 +42,7 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 	datagrams := endpoint.ClientConfig{Engine: p.engine, Params: endpoint.DefaultParams(), Dedup: dedupOf(c), Stats: &p.stats.messages,
 		Log: log, Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep, NStart: g.nstart(c), RoundTrips: p.roundTrips, Queue: c.Limits.UpstreamQueue,
 		TimeoutCON: c.Limits.ResponseTimeoutCon, TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers,
-		Observations: maxObservations, GroupStop: p.earlyStop()}
+		Observations: c.Limits.Observations, GroupStop: p.earlyStop()}
 	plain, err := endpoint.NewClient(ctx, datagrams)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: endpoint.DefaultStreamLimits(), Stats: &p.stats.upstream.streams, Log: log},
 		TLS:          &tls.Config{RootCAs: g.secrets.ServerAuthorities, Certificates: g.secrets.ServerCertificates, MinVersion: tls.VersionTLS13},
 		Timeout:      c.Limits.ResponseTimeout, Connections: c.Limits.UpstreamConnections, Calls: c.Limits.UpstreamPending,
-		Observations: maxObservations, GroupStop: p.earlyStop(),
+		Observations: c.Limits.Observations, GroupStop: p.earlyStop(),
 		Unused: unusedUpstream, RetryMin: time.Second, RetryMax: time.Minute})
 	if err != nil {
 		return nil, err
