@@ -102,6 +102,9 @@ const maxSZX = 6
 // leg and none of another.
 func (s *cut) acknowledged(options message.Options) message.Options {
 	options = withoutOptions(options, wire.Block1, wire.Block2, wire.Size2)
+	if s.wish.Num > 0 { // a notification is but the first block (RFC 7959 §2.6)
+		options = withoutOptions(options, wire.Observe)
+	}
 	if s.has1 {
 		options = withOption(options, wire.Block1, wire.Block{Num: s.block1.Num, SZX: s.block1.SZX}.Append(nil))
 	}

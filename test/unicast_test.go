@@ -282,20 +282,6 @@ func TestHoldBack(t *testing.T) {
 	require.Len(t, origin.requestsTo("/busy"), 2)
 }
 
-// This version observes nothing, and says so by a plain response (RFC 7641 §4.1),
-// whatever the server adds to its own.
-func TestObserve(t *testing.T) {
-	t.Parallel()
-	origin := single(t, with("x", coap.Uint(coap.Observe, 5)))
-	p := startProxy(t, netip.AddrPort{}, forwarding)
-	c := newClient(t, here, clientAddr, p.addr())
-	uri := "coap://" + origin.addr().String() + "/x"
-	in := c.ask(get(coap.CON, uri, coap.Uint(coap.Observe, 0)))
-	require.Equal(t, coap.CodeOf(2, 5), in.Code)
-	require.False(t, in.Has(coap.Observe))
-	require.False(t, origin.requests()[0].Has(coap.Observe))
-}
-
 // aiocoap writes IPv6 addresses into Uri-Host without brackets (GP-56).
 func TestUnbracketedHost(t *testing.T) {
 	t.Parallel()
