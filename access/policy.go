@@ -330,6 +330,14 @@ func (s *groupSink) End(err error) {
 	s.sink.End(err)
 }
 
+// Allows reports whether the client of r may reach to by unicast, as it would have
+// to for a request of its own: for redirections of HTTP servers (HC-34).
+func (p *Policy) Allows(r *exchange.Request, to exchange.Target) bool {
+	c, ok := permissions(r)
+	asked := exchange.Request{Target: to, Client: r.Client, Arrival: r.Arrival}
+	return ok && p.denies(&asked, c) == ""
+}
+
 // Offers reports whether a client may reach a target at all: one of the groups that
 // it stands for, or the server. What a name stands for is not asked.
 func (p *Policy) Offers(id *exchange.Identity, groups []string, to *exchange.Target) bool {

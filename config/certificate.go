@@ -70,7 +70,7 @@ func (v *validator) clientCertificate(key string, c *Client, taken map[Certifica
 	if len(c.Certificate) == 0 {
 		return
 	}
-	if v.c.Credentials.ClientAuthorities == "" && v.c.HTTP.ClientCA == "" {
+	if v.c.Credentials.ClientAuthorities == "" {
 		v.add(key, "there is nobody to certify clients", "write credentials: {client_authorities: FILE}")
 	}
 	for _, n := range c.Certificate {

@@ -26,7 +26,7 @@ type Credentials struct {
 	ClientAuthorities Place `yaml:"client_authorities"`
 	// HTTP is the file with the tokens and passwords of HTTP clients, hashed
 	// (HC-100).
-	HTTP string `yaml:"http"`
+	HTTP Place `yaml:"http"`
 	// Servers is what the proxy uses as a client of servers.
 	Servers ServerCredentials `yaml:"servers"`
 }
@@ -56,7 +56,7 @@ const inEnvironment = "env:"
 // places returns every place with its key in the file.
 func (c *Credentials) places() map[string]*Place {
 	return map[string]*Place{
-		"psk": &c.PSK, "certificate": &c.Certificate, "key": &c.Key, "client_authorities": &c.ClientAuthorities,
+		"psk": &c.PSK, "certificate": &c.Certificate, "key": &c.Key, "client_authorities": &c.ClientAuthorities, "http": &c.HTTP,
 		"servers.authorities": &c.Servers.Authorities, "servers.certificate": &c.Servers.Certificate,
 		"servers.key": &c.Servers.Key, "servers.psk": &c.Servers.PSK,
 	}
@@ -105,6 +105,9 @@ type Loaded struct {
 	Certificates []tls.Certificate
 	// ClientAuthorities is nil when clients are not asked for a certificate.
 	ClientAuthorities *x509.CertPool
+	// HTTP is the text of the file with tokens and passwords, nil if there is
+	// none.
+	HTTP []byte
 	// ServerAuthorities are those of servers.
 	ServerAuthorities *x509.CertPool
 	// ServerCertificates is the own one towards servers, or empty.
@@ -128,6 +131,7 @@ func (c *Credentials) Load() (*Loaded, error) {
 	load("psk", c.PSK, func() (err error) { l.PSK, err = LoadPSK(c.PSK); return })
 	load("certificate", c.Certificate, func() (err error) { l.Certificates, err = loadPair(c.Certificate, c.Key); return })
 	load("client_authorities", c.ClientAuthorities, func() (err error) { l.ClientAuthorities, err = loadAuthorities(c.ClientAuthorities); return })
+	load("http", c.HTTP, func() (err error) { l.HTTP, err = c.HTTP.read(true); return })
 	s := &c.Servers
 	load("servers.authorities", s.Authorities, func() (err error) { l.ServerAuthorities, err = loadAuthorities(s.Authorities); return })
 	load("servers.certificate", s.Certificate, func() (err error) { l.ServerCertificates, err = loadPair(s.Certificate, s.Key); return })

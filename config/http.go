@@ -10,13 +10,9 @@ import (
 
 // HTTP holds what concerns listeners with the schemes http and https.
 type HTTP struct {
-	// Certificate and Key are PEM files: the certificate of this server with its
-	// chain, and its private key. An https listener needs them. ClientCA is a PEM
-	// file with the authorities whose client certificates count; none if empty
-	// (HC-100). Relative paths are relative to the folder of the configuration.
-	Certificate string `yaml:"certificate"`
-	Key         string `yaml:"key"`
-	ClientCA    string `yaml:"client_ca"`
+	// Redirects is how many redirections of an HTTP server are followed for one
+	// request to it (HC-34).
+	Redirects int `yaml:"redirects"`
 	// HTTP3 says whether https listeners serve HTTP/3 on the same UDP port.
 	HTTP3 bool `yaml:"http3"`
 	// PlainCredentials takes tokens and passwords without TLS (HC-100).
@@ -130,22 +126,9 @@ func defaultHTTP() HTTP {
 // overHTTP reports whether the listener speaks HTTP.
 func (l Listener) overHTTP() bool { return l.Scheme == "http" || l.Scheme == "https" }
 
-// httpListener checks one listener of the HTTP side.
-func (v *validator) httpListener(key string, l Listener) (ok bool) {
-	h := &v.c.HTTP
-	if l.Scheme == "https" && (h.Certificate == "" || h.Key == "") {
-		v.add(key, "https needs a certificate and its key", "write http: {certificate: FILE, key: FILE}")
-		return false
-	}
-	return true
-}
-
 // http checks http.
 func (v *validator) http() {
 	h := &v.c.HTTP
-	if (h.Certificate == "") != (h.Key == "") {
-		v.add("http.certificate", "a certificate and its key belong together", "write both, or none")
-	}
 	if !strings.HasPrefix(h.Prefix, "/") || !strings.HasSuffix(h.Prefix, "/") || strings.ContainsAny(h.Prefix, "?#% ") {
 		v.add("http.prefix", show(h.Prefix)+" is not the path of a base", "write a path that begins and ends with a slash, e.g. /hc/")
 	}
@@ -158,6 +141,7 @@ func (v *validator) http() {
 				`write e.g. "?s={+s}&hp={+hp}&p={+p}&q={+q}", with the variables tu, or s, hp, p, q and qq`) // HC-9
 		}
 	}
+	between(v, "http.redirects", h.Redirects, 0, 10)
 	between(v, "http.session_lifetime", h.SessionLifetime, time.Minute, 30*24*time.Hour)
 	v.httpRoutes()
 	v.cors()

@@ -12,7 +12,7 @@ import (
 )
 
 func TestHTTPListeners(t *testing.T) {
-	c, err := parse("listen: [\"http://127.0.0.1\", \"https://[::1]\", \"HTTP://127.0.0.1:8080\"]\nhttp: {certificate: c.pem, key: k.pem}\n")
+	c, err := parse("listen: [\"http://127.0.0.1\", \"https://[::1]\", \"HTTP://127.0.0.1:8080\"]\ncredentials: {certificate: c.pem, key: k.pem}\n")
 	require.NoError(t, err)
 	require.Equal(t, "http://127.0.0.1:80", c.Listen[0].String())
 	require.Equal(t, "https://[::1]:443", c.Listen[1].String())
@@ -24,9 +24,7 @@ func TestHTTPListeners(t *testing.T) {
 func TestHTTPProblems(t *testing.T) {
 	for name, tt := range map[string]struct{ text, want string }{
 		"no certificate": {"listen: [\"https://127.0.0.1\"]\n",
-			"c.yaml:1: listen[0]: https needs a certificate and its key; write http: {certificate: FILE, key: FILE}"},
-		"half a certificate": {"http:\n  key: k.pem\n",
-			"c.yaml:1: http.certificate: a certificate and its key belong together; write both, or none"},
+			"c.yaml:1: listen[0]: https needs a certificate; write credentials: {certificate: FILE, key: FILE}"},
 		"same TCP port": {"listen:\n- http://127.0.0.1:5683\n- coap+tcp://127.0.0.1\n- coap://127.0.0.1\n",
 			"c.yaml:3: listen[1]: coap+tcp://127.0.0.1:5683 is listen[0] in line 2 too; remove one of them"},
 		"prefix": {"http: {prefix: hc}\n",
@@ -71,10 +69,9 @@ func TestHTTPProblems(t *testing.T) {
 func TestHTTPFiles(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "x.yaml")
-	require.NoError(t, os.WriteFile(path, []byte("credentials: {http: tokens}\nhttp: {certificate: a/c.pem, key: /k.pem, client_ca: ca.pem}\n"), 0o600))
+	require.NoError(t, os.WriteFile(path, []byte("credentials: {http: tokens}\n"), 0o600))
 	c, err := config.Load(path)
 	require.NoError(t, err)
-	require.Equal(t, []string{filepath.Join(dir, "tokens"), filepath.Join(dir, "a/c.pem"), "/k.pem", filepath.Join(dir, "ca.pem")},
-		[]string{c.Credentials.HTTP, c.HTTP.Certificate, c.HTTP.Key, c.HTTP.ClientCA})
+	require.EqualValues(t, filepath.Join(dir, "tokens"), c.Credentials.HTTP)
 	require.Equal(t, 10*time.Minute, c.HTTP.CORS.MaxAge)
 }

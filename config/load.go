@@ -59,10 +59,8 @@ func Load(path string, opts ...Option) (*Config, error) {
 	}
 	c.Control.locate(filepath.Dir(path))
 	c.Credentials.resolve(filepath.Dir(path))
-	for _, name := range []*string{&c.Credentials.HTTP, &c.HTTP.Certificate, &c.HTTP.Key, &c.HTTP.ClientCA, &c.Cache.Persist} {
-		if *name != "" && !filepath.IsAbs(*name) {
-			*name = filepath.Join(filepath.Dir(path), *name)
-		}
+	if name := &c.Cache.Persist; *name != "" && !filepath.IsAbs(*name) {
+		*name = filepath.Join(filepath.Dir(path), *name)
 	}
 	c.OSCORE.relativeTo(filepath.Dir(path))
 	return c, nil

@@ -160,7 +160,7 @@ func TestParseProblems(t *testing.T) {
 			"c.yaml:4: listen[2]: coaps+tcp needs a certificate; write credentials: {certificate: FILE, key: FILE}",
 			"c.yaml:6: listen[4]: coaps+ws needs a certificate; write credentials: {certificate: FILE, key: FILE}",
 			"c.yaml:7: listen[5]: localhost is not an IP address, and a listener needs one; write e.g. coap://127.0.0.1:5683 or coap://[::1]:5683",
-			"c.yaml:8: listen[6]: https needs a certificate and its key; write http: {certificate: FILE, key: FILE}"}},
+			"c.yaml:8: listen[6]: https needs a certificate; write credentials: {certificate: FILE, key: FILE}"}},
 		{"certificate without key", "credentials:\n  key: a\n  client_authorities: ca\n  servers: {certificate: b}\n", []string{
 			"c.yaml:2: credentials.key: has no certificate; write certificate beside it",
 			"c.yaml:3: credentials.client_authorities: clients are asked for a certificate only by a proxy that has one; write certificate and key beside it",

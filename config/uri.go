@@ -9,8 +9,8 @@ import (
 // defaultPort is the port of coap URIs without one (RFC 7252 §6.1).
 const defaultPort = 5683
 
-// schemes are those of listeners with their default ports. All but those of HTTP
-// are those of servers, too.
+// schemes are those of listeners with their default ports. They are
+// those of servers, too.
 var schemes = map[string]uint16{"coap": 5683, "coaps": 5684, "coap+tcp": 5683, "coaps+tcp": 5684, "coap+ws": 80, "coaps+ws": 443,
 	"http": 80, "https": 443}
 
@@ -133,9 +133,6 @@ func parseTarget(s string) (Target, *fault) {
 	scheme, rest, f := cutScheme(s, hint)
 	if f != nil {
 		return Target{}, f
-	}
-	if scheme == "http" || scheme == "https" {
-		return Target{}, faultf("write a coap:// URI", "%s is not supported by this version", scheme)
 	}
 	t := Target{Scheme: scheme, Port: schemes[scheme]}
 	if host, ok := strings.CutSuffix(rest, ":*"); ok {

@@ -191,15 +191,13 @@ func (v *validator) listeners() {
 		key := fmt.Sprintf("listen[%d]", i)
 		addr := l.Addr.Addr()
 		switch {
-		case l.overHTTP() && !v.httpListener(key, l):
-			continue
 		case schemes[l.Scheme] == 0:
 			v.add(key, show(l.Scheme)+" is not supported by this version", "write a coap:// URI")
 			continue
 		case l.Scheme == "coaps" && v.c.Credentials.PSK == "" && v.c.Credentials.Certificate == "":
 			v.add(key, "coaps needs the keys of its clients, or a certificate", "write credentials: {psk: FILE}, or {certificate: FILE, key: FILE}")
 			continue
-		case (l.Scheme == "coaps+tcp" || l.Scheme == "coaps+ws") && v.c.Credentials.Certificate == "":
+		case (l.Scheme == "coaps+tcp" || l.Scheme == "coaps+ws" || l.Scheme == "https") && v.c.Credentials.Certificate == "":
 			v.add(key, l.Scheme+" needs a certificate", "write credentials: {certificate: FILE, key: FILE}")
 			continue
 		case !addr.IsValid():

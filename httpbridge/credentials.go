@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -60,25 +59,6 @@ const (
 	decoyCost        = bcrypt.DefaultCost
 	maxCost          = 14 // seconds of work per password beyond
 )
-
-// LoadCredentials reads a credentials file. Others than its owner must not be
-// able to write it; nothing in it can be turned back into a secret easily, but
-// it should not be readable by everybody either.
-func LoadCredentials(path string) (*Credentials, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("credentials: %w", err)
-	}
-	defer file.Close()
-	if info, err := file.Stat(); err == nil && info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("credentials: %s can be written by others than its owner (mode %o)", path, info.Mode().Perm())
-	}
-	c, err := ReadCredentials(file)
-	if err != nil {
-		return nil, fmt.Errorf("credentials: %s: %w", path, err)
-	}
-	return c, nil
-}
 
 // ReadCredentials reads credentials in the form of the file.
 func ReadCredentials(r io.Reader) (*Credentials, error) {

@@ -8,8 +8,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -72,15 +70,6 @@ func TestBadCredentials(t *testing.T) {
 		require.ErrorContains(t, err, "line", bad)
 		require.NotContains(t, err.Error(), hash[:20])
 	}
-	path := filepath.Join(t.TempDir(), "credentials")
-	require.NoError(t, os.WriteFile(path, []byte(credentialsFile(t)), 0o600))
-	_, err = LoadCredentials(path)
-	require.NoError(t, err)
-	require.NoError(t, os.Chmod(path, 0o666))
-	_, err = LoadCredentials(path)
-	require.ErrorContains(t, err, "others")
-	_, err = LoadCredentials(path + "x")
-	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
 // testAuthentication knows 192.0.2.0/24, two names and one certificate.

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -49,6 +50,7 @@ func newOrigin(t *testing.T, secure bool, change func(*LegConfig)) *origin {
 		handle(w, r)
 	}))
 	c := LegConfig{Engine: exchange.NewEngine(), Stats: &LegStats{}, Log: zap.NewNop(), Identifier: "gw"}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if secure {
 		s.StartTLS()
 		c.Roots = x509.NewCertPool()

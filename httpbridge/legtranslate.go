@@ -43,7 +43,7 @@ func (l *Leg) method(code codes.Code) (string, bool) {
 func (l *Leg) checkOptions(r *exchange.Request) *exchange.Failure {
 	for _, o := range r.Options {
 		switch o.ID {
-		case wire.ProxyURI, wire.URIHost, wire.IfMatch, wire.IfNoneMatch, wire.ContentFormat, wire.Accept, wire.Block1, wire.Block2:
+		case wire.ProxyURI, wire.URIHost, wire.URIPath, wire.URIQuery, wire.IfMatch, wire.IfNoneMatch, wire.ContentFormat, wire.Accept, wire.Block1, wire.Block2:
 			continue
 		}
 		if wire.Critical(o.ID) {

@@ -3,7 +3,6 @@ package httpbridge
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log"
@@ -46,11 +45,10 @@ type ListenConfig struct {
 
 // TLSConfig is what a Listener needs for TLS, which is 1.3 always.
 type TLSConfig struct {
-	// GetCertificate returns the certificate of this server.
-	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	// ClientCAs are the authorities whose client certificates are verified; nil:
-	// clients are not asked for one (HC-100).
-	ClientCAs *x509.CertPool
+	// Config returns the certificates of this server and the authorities whose
+	// client certificates are verified (HC-100), as of now: it is called for every
+	// connection.
+	Config func() *tls.Config
 	// NoHTTP3 leaves UDP alone.
 	NoHTTP3 bool
 }
@@ -100,10 +98,12 @@ func Listen(config ListenConfig) (*Listener, error) {
 	if c.TLS == nil {
 		return l, nil
 	}
-	l.tls = &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: c.TLS.GetCertificate, NextProtos: []string{"h2", "http/1.1"}}
-	if c.TLS.ClientCAs != nil {
-		l.tls.ClientAuth, l.tls.ClientCAs = tls.VerifyClientCertIfGiven, c.TLS.ClientCAs
-	}
+	protocols := []string{"h2", "http/1.1"}
+	l.tls = &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: protocols, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := c.TLS.Config().Clone()
+		now.MinVersion, now.NextProtos = tls.VersionTLS13, protocols
+		return now, nil
+	}}
 	if !c.TLS.NoHTTP3 {
 		addr := net.UDPAddrFromAddrPort(l.Addr())
 		if l.udp, err = net.ListenUDP("udp", addr); err != nil {

@@ -122,7 +122,8 @@ func statusesInSource(t *testing.T) []int {
 	require.NoError(t, err)
 	var found []int
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".go") || strings.HasSuffix(e.Name(), "_test.go") {
+		if !strings.HasSuffix(e.Name(), ".go") || strings.HasSuffix(e.Name(), "_test.go") ||
+			strings.HasPrefix(e.Name(), "leg") { // the other direction
 			continue
 		}
 		file, err := parser.ParseFile(token.NewFileSet(), e.Name(), nil, 0)

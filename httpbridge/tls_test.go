@@ -55,7 +55,9 @@ func (a *authority) issue(t testing.TB, name string) tls.Certificate {
 func (a *authority) server(t testing.TB) func(*ListenConfig) {
 	cert := a.issue(t, "server")
 	return func(c *ListenConfig) {
-		c.TLS = &TLSConfig{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }, ClientCAs: a.pool}
+		c.TLS = &TLSConfig{Config: func() *tls.Config {
+			return &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: a.pool}
+		}}
 	}
 }
 

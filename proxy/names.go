@@ -96,6 +96,24 @@ func (n *Names) lookup(r *exchange.Request, w exchange.Sink, host string, then r
 	return p
 }
 
+// Resolve returns the addresses of host, at least one, and takes its time. The
+// error is a *exchange.Failure.
+func (n *Names) Resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	if addrs := n.own[host]; len(addrs) > 0 {
+		return addrs, nil
+	}
+	if k, ok := n.known.Get(host); ok && k.expires.After(time.Now()) {
+		return k.addrs, nil
+	}
+	select {
+	case n.slots <- struct{}{}:
+		defer func() { <-n.slots }()
+	case <-ctx.Done():
+		return nil, &exchange.Failure{Reason: exchange.NoAnswer, Detail: "the name was not resolved in time", Err: ctx.Err()}
+	}
+	return n.resolve(host)
+}
+
 func (n *Names) resolve(host string) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, lookupTimeout)
 	defer cancel()

@@ -82,6 +82,12 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		f.Asked = asked(r.Options)
 		return exchange.Fail(w, f)
 	}
+	if d.scheme == "http" || d.scheme == "https" {
+		if options, f = keepURI(r, &d, options); f != nil {
+			return exchange.Fail(w, f)
+		}
+		*scratch = options
+	}
 	r.Options = options
 	return t.reach(r, w, &d, false)
 }
@@ -191,6 +197,29 @@ func (t *Targets) reach(r *exchange.Request, w exchange.Sink, d *destination, st
 		return t.proceed(r, w, addrs, port, stoodIn)
 	})
 }
+
+// keepURI keeps the URI of an HTTP target as it was written, in Proxy-Uri: an
+// encoded delimiter can mean something else there than the plain one.
+func keepURI(r *exchange.Request, d *destination, options message.Options) (message.Options, *exchange.Failure) {
+	text, ok := wire.First(r.Options, wire.ProxyURI)
+	if !ok || wire.Has(r.Options, wire.ProxyCRI) {
+		u := wire.URI{Scheme: d.scheme, Host: d.host, Addr: d.addr, Port: d.port}
+		for segment := range wire.All(options, wire.URIPath) {
+			u.Path = append(u.Path, string(segment))
+		}
+		for item := range wire.All(options, wire.URIQuery) {
+			u.Query = append(u.Query, string(item))
+		}
+		text = []byte(u.String())
+	}
+	if len(text) > maxProxyURI {
+		return options, badOption(wire.ProxyURI, "the target URI is too long")
+	}
+	return insertOption(options, wire.ProxyURI, text), nil
+}
+
+// maxProxyURI is the longest value of Proxy-Uri (RFC 7252 §5.10).
+const maxProxyURI = 1034
 
 // Itself returns the options of a request whose target is the proxy itself without
 // those that say so, and false for every other target (FP-8, OH-13). A name counts

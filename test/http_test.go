@@ -82,7 +82,7 @@ func (a *authority) write(name string, template, parent *x509.Certificate, priva
 func web(a *authority, top, client string) settings {
 	cert, key := a.server()
 	return settings{listen: "- coap://127.0.0.1:0\n- http://127.0.0.1:0\n- https://127.0.0.1:0", client: client,
-		top: fmt.Sprintf("http:\n  certificate: %s\n  key: %s\n  client_ca: %s\n%s", cert, key, a.path("ca.pem"), indent("  ", top))}
+		top: fmt.Sprintf("credentials:\n  certificate: %s\n  key: %s\n  client_authorities: %s\n%s", cert, key, a.path("ca.pem"), top)}
 }
 
 // curl runs curl, which must succeed; the result has the response with its
@@ -165,7 +165,7 @@ func TestHTTPCredentials(t *testing.T) {
 		"alice basic alice $2y$05$J0k2Dsd5LGFq.EdgD7fn.OISOIwIIdJeFrLlDKfwDrhXvXCZQnGQ2\n", sha256.Sum256([]byte("s3cret-token"))), 0o600))
 	s := web(a, "", "")
 	s.clients = "- name: dashboard\n  http: dashboard\n  forward: [\"coap://127.0.0.0/8:*\"]\n- name: nobody\n  networks: [192.0.2.0/24]"
-	s.top += "credentials: {http: " + file + "}"
+	s.top += "  http: " + file
 	p := startProxy(t, group0, s)
 	url := "/hc/coap://" + origin.addr().String() + "/x"
 	secure := []string{"--cacert", a.path("ca.pem"), "https://" + p.addrs[2].String() + url}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -38,7 +37,6 @@ type generation struct {
 	directories directories
 	secrets     *config.Loaded
 	web         *httpbridge.Front // nil without a listener for HTTP
-	webCert     *tls.Certificate  // nil without one for https
 
 	route  *proxy.Route
 	chain  *chain.Chain // nil: no next proxies

@@ -1,21 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
-	"coapproxy/access"
 	"coapproxy/config"
 	"coapproxy/exchange"
 	"coapproxy/httpbridge"
@@ -24,16 +21,12 @@ import (
 // httpSide is what of HTTP lives as long as the proxy.
 type httpSide struct {
 	front    *httpbridge.Front // of the generation that serves; nil without HTTP
-	cert     atomic.Pointer[tls.Certificate]
 	sessions *httpbridge.Sessions
 }
 
 // serve makes the front of g get the requests of the listeners.
 func (h *httpSide) serve(g *generation, listeners []*listener) {
 	h.front = g.web
-	if g.webCert != nil {
-		h.cert.Store(g.webCert)
-	}
 	for _, l := range listeners {
 		if l.web != nil && g.web != nil { // else l is about to be closed
 			l.web.To(g.web)
@@ -54,7 +47,7 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 	if p.http.sessions == nil {
 		p.http.sessions = httpbridge.NewSessions(h.SessionLifetime)
 	}
-	clients, err := p.httpClients(c, g.policy, log)
+	clients, err := p.httpClients(c, g, log)
 	if err != nil {
 		return err
 	}
@@ -81,13 +74,6 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 	if err != nil {
 		return fmt.Errorf("http: %w", err)
 	}
-	if schemes["https"] {
-		cert, err := tls.LoadX509KeyPair(h.Certificate, h.Key)
-		if err != nil {
-			return fmt.Errorf("http.certificate: %w", err)
-		}
-		g.webCert = &cert
-	}
 	return nil
 }
 
@@ -103,48 +89,31 @@ func viaName(identifier string) string {
 
 // httpClients tells who HTTP clients are: by the same entries as CoAP clients
 // (HC-100).
-func (p *runningProxy) httpClients(c *config.Config, policy *access.Policy, log *zap.Logger) (*httpbridge.Authentication, error) {
+func (p *runningProxy) httpClients(c *config.Config, g *generation, log *zap.Logger) (*httpbridge.Authentication, error) {
+	policy := g.policy
 	out := &httpbridge.Authentication{Client: policy.IdentifyHTTP, PlainCredentials: c.HTTP.PlainCredentials, Sessions: p.http.sessions,
 		Network: func(peer netip.AddrPort) *exchange.Identity { return policy.Identify(peer, nil) },
 		Certificate: func(cert *x509.Certificate) *exchange.Identity { // no network stands in for it
 			return policy.Identify(netip.AddrPort{}, exchange.CertificateSecurity(cert))
 		}}
-	if c.Credentials.HTTP == "" {
+	if g.secrets.HTTP == nil {
 		return out, nil
 	}
 	var err error
-	if out.Credentials, err = httpbridge.LoadCredentials(c.Credentials.HTTP); err != nil {
-		return nil, err
+	if out.Credentials, err = httpbridge.ReadCredentials(bytes.NewReader(g.secrets.HTTP)); err != nil {
+		return nil, fmt.Errorf("credentials.http: %s: %w", c.Credentials.HTTP, err)
 	}
 	known := make(map[string]bool)
 	for _, name := range out.Credentials.Clients() {
 		known[name] = true
 		if policy.IdentifyHTTP(name) == nil {
-			log.Warn("a token or password belongs to no client", zap.String("file", c.Credentials.HTTP), zap.String("name", name))
+			log.Warn("a token or password belongs to no client", zap.String("file", string(c.Credentials.HTTP)), zap.String("name", name))
 		}
 	}
 	for i := range c.Clients {
 		if name := c.Clients[i].HTTP; name != "" && !known[name] {
 			return nil, fmt.Errorf("client %s: %s has no token or password for %s", c.Clients[i].Name, c.Credentials.HTTP, name)
 		}
-	}
-	return out, nil
-}
-
-// webTLS is what https listeners need for TLS.
-func (p *runningProxy) webTLS(h *config.HTTP) (*httpbridge.TLSConfig, error) {
-	out := &httpbridge.TLSConfig{NoHTTP3: !h.HTTP3,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return p.http.cert.Load(), nil }}
-	if h.ClientCA == "" {
-		return out, nil
-	}
-	text, err := os.ReadFile(h.ClientCA)
-	if err != nil {
-		return nil, fmt.Errorf("http.client_ca: %w", err)
-	}
-	out.ClientCAs = x509.NewCertPool()
-	if !out.ClientCAs.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("http.client_ca: %s has no certificate in PEM", h.ClientCA)
 	}
 	return out, nil
 }
@@ -160,10 +129,7 @@ func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, front *ht
 		MaxPeerConns: limits.PeerConnections, MaxStreams: limits.Streams, HeaderTimeout: limits.HeaderTimeout,
 		IdleTimeout: limits.IdleTimeout, Grace: httpGrace, Log: log.Named("http")}
 	if l.Scheme == "https" {
-		var err error
-		if settings.TLS, err = p.webTLS(&c.HTTP); err != nil {
-			return nil, err
-		}
+		settings.TLS = &httpbridge.TLSConfig{Config: p.serverTLS, NoHTTP3: !c.HTTP.HTTP3}
 	}
 	web, err := httpbridge.Listen(settings)
 	if err != nil {

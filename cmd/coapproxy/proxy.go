@@ -84,6 +84,7 @@ type stats struct {
 	fronts   proxy.Stats
 	access   access.Stats
 	http     httpbridge.Stats
+	httpLeg  httpbridge.LegStats
 	bodies   blockwise.Stats
 	blocks   blockwise.DownstreamStats
 	control  control.Stats
@@ -108,6 +109,7 @@ func (s *stats) register(r *metrics.Registry) {
 	reasons := func(i int) string { return exchange.Reason(i).String() }
 	r.Register("proxy", &s.fronts, reasons)
 	r.Register("http", &s.http, reasons)
+	r.Register("http_servers", &s.httpLeg, nil)
 }
 
 // startProxy makes a proxy of a configuration and starts it. It runs until stop

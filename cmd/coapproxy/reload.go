@@ -43,7 +43,6 @@ var atStart = [...]string{
 	"limits.reverse_mappings",
 	"limits.reverse_lifetime",
 	"http.http3",
-	"http.client_ca",
 	"http.limits.header",
 	"http.limits.connections",
 	"http.limits.peer_connections",

@@ -69,6 +69,10 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 	for scheme, leg := range single {
 		legs[scheme] = blockwise.NewUpstream(leg, maxBody)
 	}
+	if web := p.httpLegOf(ctx, c, g, log.Named("http")); web != nil {
+		g.legs = append(g.legs, web)
+		legs["http"], legs["https"] = web, web
+	}
 	coap := p.protectedServers(c, plain)
 	legs["coap"] = blockwise.NewUpstream(coap, maxBody)
 	return &upstreams{legs: legs, coap: coap, single: single}, nil
