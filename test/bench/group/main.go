@@ -31,6 +31,7 @@ type settings struct {
 	window   int           // group requests of one client under way at a time
 	timeout  int           // Multicast-Timeout in seconds
 	duration time.Duration // no new request is sent after it
+	http     bool          // the clients speak HTTP/1.1, and get batches
 }
 
 func main() {
@@ -46,6 +47,7 @@ func main() {
 	flag.IntVar(&s.window, "window", 1, "group requests under way per client")
 	flag.IntVar(&s.timeout, "timeout", 2, "Multicast-Timeout in `seconds`")
 	flag.DurationVar(&s.duration, "duration", 3*time.Second, "send requests for this time, then wait for the last responses")
+	flag.BoolVar(&s.http, "http", false, "the clients speak HTTP/1.1, each with one request under way, and get batches")
 	flag.Parse()
 	if err := s.check(); err != nil {
 		log.Print(err)
@@ -97,7 +99,12 @@ func run(s *settings) (measure.Group, error) {
 	crowd := newCrowd(s, clock)
 	clients, asking := errgroup.WithContext(alive) // without members there is nobody to ask
 	for i := range s.clients {
-		clients.Go(func() error { return crowd.ask(asking, i) })
+		clients.Go(func() error {
+			if s.http {
+				return crowd.askHTTP(asking, i)
+			}
+			return crowd.ask(asking, i)
+		})
 	}
 	err = clients.Wait()
 	stop()

@@ -21,9 +21,12 @@ func writeConfig(file string, sc *scenario, listen, source netip.AddrPort) error
 	if !source.Addr().IsMulticast() {
 		group = netip.AddrPortFrom(netip.AddrFrom4([4]byte{224, 0, 1, 187}), source.Port())
 	}
+	listeners := fmt.Sprintf("  - coap://%v\n", listen)
+	if sc.http {
+		listeners = fmt.Sprintf("  - coap://127.0.0.1:0\n  - http://%v\n", listen)
+	}
 	text := fmt.Sprintf(`listen:
-  - coap://%[1]v
-clients:
+%[1]sclients:
   - name: load
     networks: [127.0.0.0/8]
     groups: [bench]
@@ -45,6 +48,8 @@ cache:
   enabled: %[5]t
 control:
   socket: off
+http:
+  limits: {exchanges: 65536, client_exchanges: 65536, connections: 65536, peer_connections: 65536}
 limits:
   nstart_targets:
     - target: 127.0.0.1:%[4]d
@@ -53,6 +58,6 @@ limits:
   grace: 0s
 log:
   level: warn
-`, listen, group, limit, source.Port(), sc.cache)
+`, listeners, group, limit, source.Port(), sc.cache)
 	return os.WriteFile(file, []byte(text), 0o600)
 }

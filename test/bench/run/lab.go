@@ -124,6 +124,8 @@ func (l *lab) measureProxy(ctx context.Context, sc *scenario, contender string, 
 func (l *lab) command(sc *scenario, contender string, listen, source netip.AddrPort) ([]string, error) {
 	batch := "0"
 	switch contender {
+	case httpFloor:
+		return []string{filepath.Join(l.dir, "httpfloor"), "-l", listen.String(), "-o", source.String()}, nil
 	case libcoap:
 		return []string{libcoapServer, "-A", listen.Addr().String(), "-p", strconv.Itoa(int(listen.Port())), "-P", ",px"}, nil
 	case subject:
@@ -146,7 +148,11 @@ func (l *lab) ask(ctx context.Context, sc *scenario, to, source netip.AddrPort, 
 	}
 	args := []string{"-to", to.String(), "-uri", uri, "-duration", l.duration.String(), "-clients", strconv.Itoa(l.clients)}
 	var r measure.Load
-	if err := l.run(ctx, &r, "load", append(append(args, sc.load...), more...)...); err != nil {
+	program := "load"
+	if sc.http {
+		program = "httpload"
+	}
+	if err := l.run(ctx, &r, program, append(append(args, sc.load...), more...)...); err != nil {
 		return sample{}, err
 	}
 	s := sample{
@@ -165,10 +171,14 @@ func (l *lab) askGroup(ctx context.Context, sc *scenario, to, group netip.AddrPo
 	if clients == 0 {
 		clients, window = underWay(sc.members)
 	}
+	var more []string
+	if sc.http { // a batch comes at T', when a client asks again
+		clients, window, more = clients*window*groupTimeout, 1, []string{"-http"}
+	}
 	var r measure.Group
-	err := l.run(ctx, &r, "group", "-to", to.String(), "-group", group.String(), "-members", strconv.Itoa(sc.members),
+	err := l.run(ctx, &r, "group", append(more, "-to", to.String(), "-group", group.String(), "-members", strconv.Itoa(sc.members),
 		"-clients", strconv.Itoa(clients), "-window", strconv.Itoa(window),
-		"-spread", spread.String(), "-timeout", strconv.Itoa(groupTimeout), "-duration", l.duration.String())
+		"-spread", spread.String(), "-timeout", strconv.Itoa(groupTimeout), "-duration", l.duration.String())...)
 	if err != nil {
 		return sample{}, err
 	}

@@ -42,10 +42,10 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 3*time.Second, "how long each measurement takes")
 	flag.IntVar(&o.clients, "clients", 32, "clients of the unicast scenarios, each with one request under way")
 	flag.StringVar(&o.binary, "binary", "", "measure this coapproxy `file` instead of building ./cmd/coapproxy")
-	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, crowd, burst, cache, warm (default non,con,group,cache)", func(s string) error {
+	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, crowd, burst, cache, http, warm (default non,con,group,cache)", func(s string) error {
 		o.only = strings.Split(s, ",")
 		for _, name := range o.only {
-			if !slices.Contains([]string{"non", "con", "group", "crowd", "burst", "cache", "warm"}, name) {
+			if !slices.Contains([]string{"non", "con", "group", "crowd", "burst", "cache", "http", "warm"}, name) {
 				return fmt.Errorf("there is no scenario %q", name)
 			}
 		}
@@ -82,10 +82,10 @@ func bench(ctx context.Context, o *options, w io.Writer) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := build(ctx, dir, "./test/bench/nullrelay", "./test/bench/groupnullrelay", "./test/bench/origin", "./test/bench/load", "./test/bench/group"); err != nil {
+	if err := build(ctx, dir, "./test/bench/nullrelay", "./test/bench/groupnullrelay", "./test/bench/origin", "./test/bench/load", "./test/bench/group", "./test/bench/httpfloor", "./test/bench/httpload"); err != nil {
 		return err
 	}
-	contenders := []string{direct, nullUnbatched, nullBatched}
+	contenders := []string{direct, nullUnbatched, nullBatched, httpFloor}
 	if _, err := exec.LookPath(libcoapServer); err == nil {
 		contenders = append(contenders, libcoap)
 	} else {

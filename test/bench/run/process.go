@@ -100,9 +100,13 @@ func (p *process) stop() {
 	}
 }
 
-// bound reports whether a UDP socket is bound to addr: if none is, the kernel answers a datagram with an ICMP
-// error. The datagram is a CoAP ping.
+// bound reports whether a TCP socket listens on addr or a UDP socket is bound to it: if none is, the kernel
+// answers a datagram with an ICMP error. The datagram is a CoAP ping.
 func bound(addr netip.AddrPort) bool {
+	if c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(addr)); err == nil {
+		_ = c.Close()
+		return true
+	}
 	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(addr))
 	if err != nil {
 		return false

@@ -20,7 +20,7 @@ func report(w io.Writer, sc *scenario, r results) {
 		"", each + "s/s", added + "p50 ms", added + "p99 ms", "CPU µs/" + each,
 		"÷ null relay", "÷ libcoap", "peak RSS MiB", "lost", "other",
 	}}
-	for _, c := range []string{direct, null, libcoap, subject} {
+	for _, c := range []string{direct, null, libcoap, httpFloor, subject} {
 		m := measured{sc.name, c}
 		if len(r.of(m, func(sample) float64 { return 0 })) == 0 {
 			continue

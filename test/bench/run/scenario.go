@@ -14,6 +14,7 @@ const (
 	nullBatched   = "null relay, batch 64"
 	libcoap       = "libcoap"
 	subject       = "coapproxy"
+	httpFloor     = "bare HTTP handler"
 	// null stands for the better of the two null relays of a round.
 	null = "null relay"
 )
@@ -28,6 +29,7 @@ type scenario struct {
 	maxAge     int      // of the origin's responses, in seconds
 	cache      bool     // coapproxy's cache is on
 	warm       int      // client endpoints that have asked before
+	http       bool     // the clients speak HTTP/1.1
 
 	members int // of the group; 0 for a unicast scenario
 	crowd   int // clients that ask the group all the time; 0: as many as groupFlow needs
@@ -94,6 +96,22 @@ func scenarios(o *options) []*scenario {
 			targets: []target{
 				{"added p99 in ms", value("crowd", func(s sample) float64 { return s.p99 }), true, 5},
 				{"lost responses", worst("crowd", lost), true, 0},
+			},
+		}},
+		"http": {{
+			name: "http", title: "GET over HTTP/1.1, uncached", contenders: []string{httpFloor, subject}, http: true,
+			targets: []target{
+				{"requests/s ÷ bare HTTP handler", ratio("http", rate, subject, httpFloor), false, 0.75},
+				{"CPU per request ÷ bare HTTP handler", ratio("http", cpu, subject, httpFloor), true, 1.35},
+				{"lost requests", worst("http", lost), true, 0},
+			},
+		}, {
+			name: "http-group", title: fmt.Sprintf("batches over HTTP/1.1 of a group of 100 members answering within %v", spread),
+			contenders: []string{subject}, members: 100, http: true,
+			targets: []target{
+				{`CPU per response ÷ that over CoAP ("group" with 100 members must be measured too)`,
+					across(cpu, measured{"http-group", subject}, measured{groupName(100), subject}), true, 3},
+				{"lost responses", worst("http-group", lost), true, 0},
 			},
 		}},
 		"warm": {},
