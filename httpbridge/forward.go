@@ -253,11 +253,12 @@ func (q *query) unreadable(err error, limit int) *problem {
 
 // request makes the exchange.Request with the n-th of the Accept values to try.
 func (q *query) request(n int, echo []byte) *exchange.Request {
-	options := slices.Clone(q.options)
+	options := make(message.Options, len(q.options), len(q.options)+4)
+	copy(options, q.options)
 	if n < len(q.accept) {
 		options = insertOption(options, wire.Accept, wire.AppendUint([]byte{}, uint32(q.accept[n])))
 	}
-	options = insertOption(options, wire.ProxyURI, []byte(q.call.place.uri.String()))
+	options = insertOption(options, wire.ProxyURI, []byte(q.call.place.text))
 	if echo != nil {
 		options = insertOption(options, wire.Echo, echo)
 	}

@@ -23,6 +23,7 @@ type Front struct {
 	Config
 	mapping *mapping
 	media   *mediaTypes
+	always  [3]string // values of fields that every response has
 	*load
 }
 
@@ -32,7 +33,7 @@ type load struct {
 
 	mu        sync.Mutex
 	active    int
-	perClient map[string]int
+	perClient map[asker]int
 	draining  bool
 	idle      chan struct{} // closed when draining and nothing is active
 }
@@ -40,7 +41,7 @@ type load struct {
 // NewFront returns a Front. The error says what is wrong with the Config.
 func NewFront(c Config) (*Front, error) {
 	c.Limits = c.Limits.withDefaults()
-	return newFrontWith(c, &load{budget: newBudget(c.Limits.TotalBytes), perClient: make(map[string]int), idle: make(chan struct{})})
+	return newFrontWith(c, &load{budget: newBudget(c.Limits.TotalBytes), perClient: make(map[asker]int), idle: make(chan struct{})})
 }
 
 // Successor returns a Front for another Config that takes the place of f: what is
@@ -60,7 +61,8 @@ func newFrontWith(c Config, l *load) (*Front, error) {
 	if strings.ContainsAny(c.Identifier, " ,()\r\n") {
 		return nil, fmt.Errorf("identifier %q cannot stand in a Via field", c.Identifier)
 	}
-	return &Front{Config: c, mapping: m, media: newMediaTypes(c.Media), load: l}, nil
+	return &Front{Config: c, mapping: m, media: newMediaTypes(c.Media), load: l,
+		always: [...]string{"nosniff", "default-src 'none'; sandbox", "CoAP/1 " + c.Identifier}}, nil
 }
 
 var _ http.Handler = (*Front)(nil)
@@ -87,10 +89,10 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &call{front: f, w: w, r: r, send: newSender(w, r, &f.Limits), id: f.Engine.NextID(), peer: addrOf(r.RemoteAddr)}
 	defer x.send.finish()
 	h := w.Header()
-	h["X-Content-Type-Options"] = []string{"nosniff"}
-	h["Content-Security-Policy"] = []string{"default-src 'none'; sandbox"} // whatever a device serves, it is no page of ours
+	h["X-Content-Type-Options"] = f.always[0:1:1]
+	h["Content-Security-Policy"] = f.always[1:2:2] // whatever a device serves, it is no page of ours
 	if f.Identifier != "" {
-		h["Via"] = []string{"CoAP/1 " + f.Identifier} // HC-106
+		h["Via"] = f.always[2:3:3] // HC-106
 	}
 	if refusal := x.serve(); refusal != nil { //nolint:contextcheck // it is the context of the request
 		x.refuse(refusal)
@@ -180,9 +182,9 @@ func (f *Front) plainCredentials() bool {
 
 // admit counts the request in (HC-97).
 func (f *Front) admit(x *call) (release func(), _ *problem) {
-	key := x.peer.Addr().String()
+	key := asker{addr: x.peer.Addr()}
 	if x.client != nil && x.proven != ByNetwork {
-		key = x.client.Name
+		key = asker{name: x.client.Name}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -200,7 +202,14 @@ func (f *Front) admit(x *call) (release func(), _ *problem) {
 	return func() { f.release(key) }, nil
 }
 
-func (f *Front) release(key string) {
+// asker is somebody whose requests are counted: a client entry by its name, or an
+// address.
+type asker struct {
+	name string
+	addr netip.Addr
+}
+
+func (f *Front) release(key asker) {
 	f.Stats.Running.Add(-1)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -279,13 +288,18 @@ func addrOf(s string) netip.AddrPort {
 	if err != nil {
 		return netip.AddrPort{}
 	}
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	return unmapped(a)
 }
+
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // local is the address the request was sent to.
 func local(r *http.Request) netip.AddrPort {
-	if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
-		return addrOf(a.String())
+	switch a := r.Context().Value(http.LocalAddrContextKey).(type) {
+	case *net.TCPAddr:
+		return unmapped(a.AddrPort())
+	case *net.UDPAddr:
+		return unmapped(a.AddrPort())
 	}
 	return netip.AddrPort{}
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -32,6 +31,7 @@ type guard struct {
 	closed   atomic.Bool
 
 	// Touched by Read only, which the server does not call twice at a time.
+	buf     []byte // what in and out are parts of
 	in      []byte // read and not judged yet
 	scanned int    // bytes of in that are known to be the beginning of a head
 	out     []byte // judged and not handed out yet
@@ -52,6 +52,9 @@ const (
 	frameTrailer
 	frameRefused
 )
+
+// guardBuffer is how much a guard reads at a time, about.
+const guardBuffer = 4096
 
 func newGuard(c net.Conn, maxHead int, refused *atomic.Uint64, released func()) *guard {
 	var token [16]byte
@@ -112,13 +115,29 @@ func (g *guard) Read(p []byte) (int, error) {
 			}
 			return 0, err
 		}
-		var buf [4096]byte
-		n, err := g.Conn.Read(buf[:])
-		g.in, g.err = append(g.in, buf[:n]...), err
+		n, err := g.Conn.Read(g.room())
+		g.in, g.err = g.in[:len(g.in)+n], err
 	}
 	n := copy(p, g.out)
 	g.out = g.out[n:]
 	return n, nil
+}
+
+// room is where the next bytes go: behind those that were not judged yet. All
+// of out has been handed out.
+func (g *guard) room() []byte {
+	if g.buf == nil {
+		g.buf = make([]byte, guardBuffer)
+	}
+	if len(g.in) == 0 {
+		g.in = g.buf[:0]
+	} else if cap(g.in)-len(g.in) < guardBuffer/4 {
+		if len(g.in) > len(g.buf)/2 {
+			g.buf = make([]byte, 2*len(g.buf)) // at most twice maxHead
+		}
+		g.in = g.buf[:copy(g.buf, g.in)]
+	}
+	return g.in[len(g.in):cap(g.in)]
 }
 
 // judge moves something from in to out. It reports false when that needs more
@@ -174,7 +193,7 @@ func (g *guard) judge() bool {
 
 // pass lets n bytes through.
 func (g *guard) pass(n int) {
-	g.out = append(g.out[:0], g.in[:n]...)
+	g.out = g.in[:n:n]
 	g.in, g.scanned = g.in[n:], 0
 }
 
@@ -243,7 +262,7 @@ func (g *guard) judgeHead() bool {
 	case end < 0:
 		return false
 	}
-	chunked, length, reason := readFraming(string(head))
+	chunked, length, reason := readFraming(head)
 	if reason != "" {
 		return g.refuse(reason)
 	}
@@ -273,28 +292,30 @@ func bareLineEnd(head []byte, from int, whole bool) bool {
 
 // readFraming finds out how long the body of a message is (RFC 9112 §6). reason
 // is set when that has more than one answer.
-func readFraming(head string) (chunked bool, length int64, reason string) {
-	lines := strings.Split(strings.TrimSuffix(head, "\r\n"), "\r\n")
-	words := strings.Split(lines[0], " ")
-	if len(words) != 3 || words[2] != "HTTP/1.1" && words[2] != "HTTP/1.0" {
+func readFraming(head []byte) (chunked bool, length int64, reason string) {
+	first, rest, _ := bytes.Cut(head, crlf)
+	version, ok := requestVersion(first)
+	if !ok {
 		return false, 0, "not an HTTP/1 request line"
 	}
 	length = -1
-	for _, line := range lines[1:] {
-		name, value, ok := strings.Cut(line, ":")
-		if !ok || name == "" || strings.ContainsAny(name, " \t") {
+	for len(rest) > 0 {
+		var line []byte
+		line, rest, _ = bytes.Cut(rest, crlf)
+		colon := bytes.IndexByte(line, ':')
+		if colon < 1 || bytes.ContainsAny(line[:colon], " \t") {
 			return false, 0, "a header line has no proper name, or is continued on a second line" // obs-fold too
 		}
-		value = strings.Trim(value, " \t")
-		switch strings.ToLower(name) {
-		case "content-length":
+		name, value := line[:colon], bytes.Trim(line[colon+1:], " \t")
+		switch {
+		case sameWord(name, contentLength):
 			n, ok := decimalLength(value)
 			if !ok || length >= 0 {
 				return false, 0, "Content-Length is malformed or repeated"
 			}
 			length = n
-		case "transfer-encoding":
-			if chunked || !strings.EqualFold(value, "chunked") || words[2] == "HTTP/1.0" {
+		case sameWord(name, transferEncoding):
+			if chunked || !sameWord(value, chunkedCoding) || version == 0 {
 				return false, 0, "this Transfer-Encoding is not served"
 			}
 			chunked = true
@@ -306,12 +327,35 @@ func readFraming(head string) (chunked bool, length int64, reason string) {
 	return chunked, length, ""
 }
 
-func decimalLength(s string) (int64, bool) {
-	if s == "" || len(s) > 15 {
+var (
+	crlf             = []byte("\r\n")
+	contentLength    = []byte("Content-Length")
+	transferEncoding = []byte("Transfer-Encoding")
+	chunkedCoding    = []byte("chunked")
+)
+
+// sameWord compares without regard to the case of ASCII letters; what else
+// Unicode folds into them has more bytes.
+func sameWord(a, b []byte) bool { return len(a) == len(b) && bytes.EqualFold(a, b) }
+
+// requestVersion is the minor version of a request line of three words.
+func requestVersion(line []byte) (minor byte, ok bool) {
+	if bytes.Count(line, []byte{' '}) != 2 {
+		return 0, false
+	}
+	version, ok := bytes.CutPrefix(line[bytes.LastIndexByte(line, ' ')+1:], []byte("HTTP/1."))
+	if !ok || len(version) != 1 || version[0] > '1' || version[0] < '0' {
+		return 0, false
+	}
+	return version[0] - '0', true
+}
+
+func decimalLength(s []byte) (int64, bool) {
+	if len(s) == 0 || len(s) > 15 {
 		return 0, false
 	}
 	var n int64
-	for _, c := range []byte(s) {
+	for _, c := range s {
 		if c < '0' || c > '9' {
 			return 0, false
 		}

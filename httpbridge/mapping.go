@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -68,6 +67,7 @@ type place struct {
 	kind  placeKind
 	query string // of the resources of the proxy itself
 	uri   wire.URI
+	text  string // uri, written out
 	// forward: the request came in the forward-proxy form (HC-11).
 	forward bool
 	timeout exchange.Timeout // default of the route
@@ -239,10 +239,12 @@ func (m *mapping) target(text string) (place, *problem) {
 		return place{}, refuse(http.StatusBadRequest, "the target URI has userinfo", "leave out what stands before the @") // HC-12
 	case slices.Contains(u.Path, ".") || slices.Contains(u.Path, ".."):
 		return place{}, refuse(http.StatusBadRequest, `a path segment of the target is "." or ".."`, "") // HC-13
-	case len(u.String()) > maxTarget:
+	}
+	written := u.String()
+	if len(written) > maxTarget {
 		return place{}, refuse(http.StatusRequestURITooLong, fmt.Sprintf("the target URI is longer than %d bytes", maxTarget), "")
 	}
-	return place{uri: u}, nil
+	return place{uri: u, text: written}, nil
 }
 
 // openBrackets turns encoded brackets in the authority back (HC-4). s begins
@@ -280,13 +282,18 @@ func (m *mapping) hosting(p *place, u wire.URI) string {
 // back in lower case.
 func cutScheme(s string) (scheme, rest string, ok bool) {
 	scheme, rest, ok = strings.Cut(s, ":")
-	if !ok || !schemePattern.MatchString(scheme) {
+	if !ok || scheme == "" || !isLetter(scheme[0]) {
 		return "", s, false
+	}
+	for i := range len(scheme) {
+		if c := scheme[i]; !isLetter(c) && (c < '0' || c > '9') && c != '+' && c != '.' && c != '-' {
+			return "", s, false
+		}
 	}
 	return strings.ToLower(scheme), rest, true
 }
 
-var schemePattern = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*$`)
+func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
 
 // hostOnly cuts off the port.
 func hostOnly(authority string) string {

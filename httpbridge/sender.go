@@ -13,9 +13,9 @@ type sender struct {
 	controller *http.ResponseController
 	timeout    time.Duration
 	// expires: a write deadline counts while nothing is written too.
-	expires bool
-	armed   time.Time
-	err     error // of the first write that failed
+	expires  bool
+	deadline time.Time // the one that was set last
+	err      error     // of the first write that failed
 }
 
 // piece is how much is written under one deadline.
@@ -23,14 +23,13 @@ const piece = 32 << 10
 
 func newSender(w http.ResponseWriter, r *http.Request, l *Limits) *sender {
 	s := &sender{w: w, controller: http.NewResponseController(w), timeout: l.SendTimeout, expires: r.ProtoMajor == 2}
-	if r.ContentLength != 0 && r.Body != http.NoBody {
+	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
 		// It counts for what the server itself reads of a body that nobody wanted,
 		// too.
 		_ = s.controller.SetReadDeadline(time.Now().Add(l.ReceiveTimeout))
-	}
-	if !s.expires {
-		// The deadline of the previous request on this connection may be over.
-		_ = s.controller.SetWriteDeadline(time.Now().Add(s.timeout))
+		if !s.expires { // the server may write 100 Continue before we write anything
+			s.arm()
+		}
 	}
 	return s
 }
@@ -65,11 +64,17 @@ func (s *sender) flush() error {
 func (s *sender) finish() { s.arm() }
 
 // tooSlow reports whether writing failed because the client did not read.
-func (s *sender) tooSlow() bool { return s.err != nil && time.Since(s.armed) >= s.timeout }
+func (s *sender) tooSlow() bool { return s.err != nil && !time.Now().Before(s.deadline) }
 
+// arm gives the next write its time. A deadline that was set a moment ago, and
+// that does not expire meanwhile, is good enough: setting one has its price.
 func (s *sender) arm() {
-	s.armed = time.Now()
-	_ = s.controller.SetWriteDeadline(s.armed.Add(s.timeout))
+	deadline := time.Now().Add(s.timeout)
+	if !s.expires && deadline.Sub(s.deadline) < min(time.Second, s.timeout/8) {
+		return
+	}
+	s.deadline = deadline
+	_ = s.controller.SetWriteDeadline(deadline)
 }
 
 func (s *sender) disarm() {

@@ -109,7 +109,12 @@ type translation struct {
 // of translates the response of a server. group marks one of many. ok is false
 // for a 2.03 in a group without a stored response (HC-80).
 func (t *translation) of(p *exchange.Response, group bool) (a answer, ok bool) {
-	a = answer{fields: make(http.Header, 8), body: p.Payload}
+	return t.into(make(http.Header, 8), p, group)
+}
+
+// into is of with the fields put into h.
+func (t *translation) into(h http.Header, p *exchange.Response, group bool) (a answer, ok bool) {
+	a = answer{fields: h, body: p.Payload}
 	if t.protected {
 		if sealed, ok := protectedAnswer(p, a.fields); ok {
 			t.freshness(sealed.fields, p)
@@ -129,7 +134,8 @@ func (t *translation) of(p *exchange.Response, group bool) (a answer, ok bool) {
 		if group || len(t.listed) == 0 {
 			a.status = http.StatusBadGateway // nobody asked: HC-22
 			a.body = []byte("the server confirmed a response that the proxy does not have")
-			a.fields = http.Header{"Cache-Control": {"no-store"}, "Content-Type": {plainText}}
+			delete(h, "Etag")
+			h["Cache-Control"], h["Content-Type"] = []string{"no-store"}, []string{plainText}
 			return a, !group
 		}
 		a.status = http.StatusNotModified // HC-55

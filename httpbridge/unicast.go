@@ -37,7 +37,9 @@ func (q *query) unicast() *problem {
 			continue // HC-42
 		}
 		q.respond(p)
-		f.Log.Debug("response", zap.Uint64("exchange", q.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
+		if e := f.Log.Check(zap.DebugLevel, "response"); e != nil {
+			e.Write(zap.Uint64("exchange", q.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
+		}
 		return nil
 	}
 }
@@ -90,11 +92,8 @@ func (q *query) failed(err error) *problem {
 // respond writes the response of one server, or of the proxy itself, as the
 // response to the HTTP request.
 func (q *query) respond(p *exchange.Response) {
-	a, _ := q.of(p, false)
 	h := q.w.Header()
-	for name, values := range a.fields {
-		h[name] = values
-	}
+	a, _ := q.into(h, p, false)
 	h.Add("Vary", "Accept") // HC-58
 	if value, ok := wire.First(p.Options, q.call.front.Numbers.MulticastTimeout); ok {
 		seconds, _ := wire.Uint(value)
