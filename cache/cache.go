@@ -133,12 +133,20 @@ func (c *Cache) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 		c.config.Stats.Bypassed[bypass].Add(1)
 		return c.unsafe(r, w, a)
 	case bypass != NoBypass:
+		if r.Stored.Only {
+			return nothingStored(w)
+		}
 		c.config.Stats.Bypassed[bypass].Add(1)
 		return c.config.Next.Exchange(r, w)
 	case r.Target.Group:
 		return c.group(r, w, a)
 	}
 	return c.single(r, w, a)
+}
+
+// nothingStored ends an exchange whose client wants only what is stored (HC-57).
+func nothingStored(w exchange.Sink) exchange.Canceler {
+	return exchange.Fail(w, exchange.Failf(exchange.NoAnswer, "no fresh response is stored"))
 }
 
 func (c *Cache) release(a *scratch) {
@@ -158,13 +166,19 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 	now := time.Now()
 	c.mu.Lock()
 	e := c.store.get(a.key)
-	if e != nil && !observe && e.fresh(now) && e.answers(a.hopLimit) {
+	fresh := e != nil && e.fresh(now)
+	usable := fresh && r.Stored.Admits(now.Sub(e.received)) // HC-57
+	if usable && !observe && e.answers(a.hopLimit) {
 		c.mu.Unlock()
 		c.config.Stats.Hits.Add(1)
 		c.config.Ages.note(now.Sub(e.received))
 		w.Respond(a.reply.stored(e, now, e.validates(a.etags), 0, extras{}, &c.config)) // FP-46
 		w.End(nil)
 		return exchange.Ended{}
+	}
+	if r.Stored.Only {
+		c.mu.Unlock()
+		return nothingStored(w)
 	}
 	a.flightKey(nil, observe)
 	hash := sum(c.store.seed, a.flight)
@@ -190,10 +204,10 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 	*u = subscriber{shared: s, sink: w, etags: a.etags.clone(), begun: true}
 	s.subscribers = append(s.subscribers, u)
 	var validator []byte
-	if e != nil && e.etag != nil && !e.fresh(now) { // FP-45
+	if e != nil && e.etag != nil && !usable { // FP-45
 		validator = e.etag
 	}
-	if e != nil && e.etag == nil && !e.fresh(now) {
+	if e != nil && e.etag == nil && !fresh {
 		c.store.remove(e) // of no more use
 	}
 	c.mu.Unlock()

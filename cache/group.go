@@ -126,7 +126,7 @@ func (c *Cache) take(r *exchange.Request, a *scratch, now time.Time) {
 			n.etags = append(n.etags, e.etag)
 		}
 		switch {
-		case e == nil || !e.fresh(now):
+		case e == nil || !e.fresh(now) || !r.Stored.Admits(now.Sub(e.received)): // HC-57
 			n.complete = false
 		case !e.answers(a.hopLimit) || r.BodyLimit > 0 && len(e.payload) > r.BodyLimit:
 			n.usable = false
@@ -153,6 +153,10 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 		tag := c.sets.tag(set, n) // GP-83
 		c.mu.Unlock()
 		return c.whole(w, a, tag, now, port)
+	}
+	if r.Stored.Only {
+		c.mu.Unlock()
+		return nothingStored(w)
 	}
 	if !n.complete {
 		set.tagged = false // GP-83

@@ -25,10 +25,11 @@ const (
 	BypassBlock            // a single block is wanted
 	BypassNobody           // secured target, unidentified client (FP-48)
 	BypassLongKey          // the cache key exceeds its bound (FP-51)
+	BypassUnkept           // the client wants nothing stored (HC-57)
 )
 
 var bypassNames = [...]string{NoBypass: "none", BypassMethod: "method", BypassCondition: "condition", BypassProtected: "protected",
-	BypassSilent: "silent", BypassBlock: "block", BypassNobody: "nobody", BypassLongKey: "long_key"}
+	BypassSilent: "silent", BypassBlock: "block", BypassNobody: "nobody", BypassLongKey: "long_key", BypassUnkept: "unkept"}
 
 // Bypasses is the number of reasons, for counters indexed by Bypass.
 const Bypasses = len(bypassNames)
@@ -108,6 +109,8 @@ func (a *asked) read(r *exchange.Request, c *Config) Bypass {
 	a.request = len(a.key)
 	switch {
 	case bypass != NoBypass:
+	case r.Stored.Unkept:
+		bypass = BypassUnkept
 	case r.Timeout.Present && r.Timeout.Seconds == 0:
 		bypass = BypassSilent // GP-37
 	case a.request > c.MaxKey:

@@ -149,9 +149,31 @@ type Request struct {
 	// BodyLimit is the longest response body in bytes that the front can hand
 	// to its client in one piece (GC-54).
 	BodyLimit int
+	// Stored says what the client wants of stored responses.
+	Stored Stored
 	// Sealing protects the request on its way to the server, for a leg that sends
 	// messages (OH-3); nil: it is sent as it is.
 	Sealing Sealing
+}
+
+// Stored is what a client wants of stored responses; the zero value leaves it to
+// the cache. HTTP clients say so with Cache-Control (HC-57); CoAP has no words
+// for it.
+type Stored struct {
+	// Confirmed wants a stored response only if its server confirms it now.
+	Confirmed bool
+	// Unkept wants nothing of the exchange stored.
+	Unkept bool
+	// Only wants nothing but what is stored: NoAnswer is the end otherwise.
+	Only bool
+	// Limited wants a stored response only if it is at most MaxAge old.
+	Limited bool
+	MaxAge  time.Duration
+}
+
+// Admits reports whether a response that was received so long ago may be used.
+func (s *Stored) Admits(age time.Duration) bool {
+	return !s.Confirmed && (!s.Limited || age <= s.MaxAge)
 }
 
 // Clone returns a copy that owns its bytes.

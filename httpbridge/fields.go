@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dunglas/httpsfv"
 	"github.com/fxamacker/cbor/v2"
@@ -173,6 +174,30 @@ func decodeETag(s string) ([]byte, bool) {
 	}
 	tag, err := hex.DecodeString(s[1 : len(s)-1])
 	return tag, err == nil && len(tag) >= 1 && len(tag) <= 8
+}
+
+// readCacheControl reads what a client wants of stored responses (HC-57, RFC 9111
+// §5.2.1). What is not understood is left out.
+func readCacheControl(values []string) (s exchange.Stored) {
+	for _, value := range values {
+		for _, directive := range splitList(value) {
+			name, argument, _ := strings.Cut(directive, "=")
+			switch strings.ToLower(strings.TrimSpace(name)) {
+			case "no-cache":
+				s.Confirmed = true
+			case "no-store":
+				s.Unkept = true
+			case "only-if-cached":
+				s.Only = true
+			case "max-age":
+				seconds, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(argument), `"`), 10, 31)
+				if age := time.Duration(seconds) * time.Second; err == nil && (!s.Limited || age < s.MaxAge) {
+					s.Limited, s.MaxAge = true, age
+				}
+			}
+		}
+	}
+	return s
 }
 
 // preferences reads Prefer (RFC 7240 §2): names in lower case with their values;

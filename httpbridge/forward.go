@@ -35,7 +35,7 @@ func (x *call) forward() *problem {
 	if !timeout.Present {
 		timeout = x.place.timeout // HC-92
 	}
-	q := &query{call: x, method: method, timeout: timeout}
+	q := &query{call: x, method: method, timeout: timeout, stored: readCacheControl(h.Values("Cache-Control"))}
 	defer func() { f.budget.give(q.kept) }()
 	for _, read := range []func() *problem{q.readConditions, q.readAccept, q.readOSCORE, q.readBody} {
 		if refusal := read(); refusal != nil {
@@ -64,6 +64,7 @@ type query struct {
 	accept  []uint16        // the Accept values to try (HC-42)
 	form    form            // of the answer to a group request
 	watch   bool            // server-sent events are wanted
+	stored  exchange.Stored
 	payload []byte
 	kept    int // bytes of the budget
 	translation
@@ -265,7 +266,7 @@ func (q *query) request(n int, echo []byte) *exchange.Request {
 	return &exchange.Request{ID: q.id, Method: q.method, Options: options, Payload: q.payload,
 		Confirmable: !q.timeout.Present, Timeout: q.timeout, Client: q.client, Peer: q.peer, Local: local(q.r), Scheme: scheme(q.r),
 		Secured: q.r.TLS != nil || q.call.front.SecureFromPlain, // HC-102, FP-87
-		Arrival: time.Now(), BodyLimit: q.call.front.Limits.ResponseBody}
+		Arrival: time.Now(), BodyLimit: q.call.front.Limits.ResponseBody, Stored: q.stored}
 }
 
 // scheme of the listener that took a request.

@@ -544,3 +544,30 @@ func TestDrain(t *testing.T) {
 	f, _ = newFront(t, nil)
 	require.Zero(t, f.Drain(t.Context()))
 }
+
+func TestCacheControlOfRequests(t *testing.T) { // HC-57
+	for value, want := range map[string]exchange.Stored{
+		"":                                {},
+		"no-cache":                        {Confirmed: true},
+		"No-Store":                        {Unkept: true},
+		"only-if-cached, max-age=5":       {Only: true, Limited: true, MaxAge: 5 * time.Second},
+		`max-age="0"`:                     {Limited: true},
+		"max-age=9, max-age=3":            {Limited: true, MaxAge: 3 * time.Second},
+		"max-age=x, min-fresh=3, private": {},
+	} {
+		f, chain := newFront(t, nil)
+		require.Equal(t, 200, do(f, "GET", someTarget, "", "Cache-Control: "+value).Code)
+		require.Equal(t, want, chain.last().Stored, value)
+	}
+}
+
+// Bodies pass as they are: no transcoding, and links in them still say coap
+// (HC-47).
+func TestBodiesPassUnchanged(t *testing.T) {
+	f, chain := newFront(t, nil)
+	links := `<coap://192.0.2.7/a>;rt="x",</b>`
+	chain.serve = answers(content(links, option(wire.ContentFormat, "\x28")))
+	w := do(f, "GET", "/hc/coap://192.0.2.7/.well-known/core", "")
+	require.Equal(t, "application/link-format", w.Header().Get("Content-Type"))
+	require.Equal(t, links, w.Body.String())
+}

@@ -40,6 +40,9 @@ func (t *Route) Running() int { return int(t.running.Load()) }
 
 // Exchange implements exchange.Handler.
 func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if r.Stored.Only { // no cache has answered (HC-57)
+		return exchange.Fail(w, exchange.Failf(exchange.NoAnswer, "no fresh response is stored"))
+	}
 	if r.Target.Group {
 		if f := t.fitsGroup(r); f != nil {
 			return exchange.Fail(w, f)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -181,4 +182,75 @@ func TestHTTPCredentials(t *testing.T) {
 	require.True(t, strings.HasPrefix(text, "HTTP/1.1 403"), text)
 	require.NotContains(t, p.text(), "s3cret")
 	p.waitFor(`belongs to no client.*alice`)
+}
+
+// What happens between HTTP and CoAP: long bodies travel in blocks (HC-94), a
+// silent server gives 504 (HC-96), who asks too much 429 (HC-105), and stored
+// responses are used as the client says (HC-57).
+func TestHTTPTransfer(t *testing.T) {
+	t.Parallel()
+	origin := single(t, func(s *server, r *request) {
+		switch r.Path() {
+		case "/silent":
+		case "/big":
+			blockwise(pattern(3000), 6)(s, r)
+		default:
+			stored(s, r)
+		}
+	})
+	s := web(newAuthority(t), "", forwarding.client)
+	s.cache, s.limits = "enabled: true", "response_timeout_con: 1s"
+	p := startProxy(t, group0, s)
+	url := "http://" + p.addrs[1].String() + "/hc/coap://" + origin.addr().String()
+	require.True(t, strings.HasSuffix(curl(t, url+"/big"), "\r\n\r\n"+string(pattern(3000))))
+	require.Contains(t, curl(t, url+"/silent"), "HTTP/1.1 504 ")
+
+	require.Contains(t, curl(t, "-H", "Cache-Control: only-if-cached", url+"/x"), "HTTP/1.1 504 ")
+	require.Empty(t, origin.requestsTo("/x"))
+	for range 2 {
+		require.Contains(t, curl(t, url+"/x"), "HTTP/1.1 200 ")
+	}
+	require.Contains(t, curl(t, "-H", "Cache-Control: only-if-cached", url+"/x"), "HTTP/1.1 200 ")
+	require.Len(t, origin.requestsTo("/x"), 1)
+	require.Contains(t, curl(t, "-H", "Cache-Control: no-cache", url+"/x"), "HTTP/1.1 200 ")
+	confirmed := origin.requestsTo("/x")
+	require.Len(t, confirmed, 2)
+	require.Equal(t, "e1", string(confirmed[1].All(coap.ETag)[0]))
+	require.Contains(t, curl(t, "-H", `If-None-Match: "6531"`, url+"/x"), "HTTP/1.1 304 ") // HC-52, HC-55
+	require.Len(t, origin.requestsTo("/x"), 2)
+
+	s.limits = "request_rate: 1\nrequest_burst: 2"
+	p = startProxy(t, group0, s)
+	url = "http://" + p.addrs[1].String() + "/hc/coap://" + origin.addr().String()
+	text := curl(t, url+"/x", url+"/x", url+"/x", url+"/x")
+	require.Regexp(t, `(?s)HTTP/1.1 200.*HTTP/1\.1 429 .*Retry-After: 1\r\n`, text)
+}
+
+// A request body that does not fit one message is cut into blocks (HC-94).
+func TestHTTPLongBody(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var got []byte
+	origin := single(t, func(s *server, r *request) {
+		o, ok := r.Option(coap.Block1)
+		mu.Lock()
+		got = append(got, r.Payload...)
+		mu.Unlock()
+		switch {
+		case !ok:
+			s.answer(r, coap.Message{Code: coap.CodeOf(4, 13), Options: []coap.Option{block(coap.Block1, 0, false, 5)}})
+		case o.Uint()&8 != 0:
+			s.answer(r, coap.Message{Code: coap.CodeOf(2, 31), Options: []coap.Option{o}})
+		default:
+			s.answer(r, coap.Message{Code: coap.CodeOf(2, 4), Options: []coap.Option{o}})
+		}
+	})
+	p := startProxy(t, group0, web(newAuthority(t), "", forwarding.client))
+	body := string(pattern(3000))
+	text := curl(t, "-X", "PUT", "-H", "Content-Type: text/plain", "-d", body, "http://"+p.addrs[1].String()+"/hc/coap://"+origin.addr().String()+"/x")
+	require.Contains(t, text, "HTTP/1.1 204 ")
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, body, string(got))
+	require.Greater(t, len(origin.requests()), 1)
 }
