@@ -62,7 +62,7 @@ func TestExampleIsComplete(t *testing.T) {
 	schema(reflect.TypeFor[config.Config](), "", &want)
 	require.Greater(t, len(want), 70)
 	for _, key := range want {
-		if strings.HasPrefix(key, "limits.nstart_targets.") || strings.HasPrefix(key, "http.routes.") || strings.HasPrefix(key, "next_hop.") || strings.HasPrefix(key, "oscore.servers.") {
+		if strings.HasPrefix(key, "limits.nstart_targets.") || strings.HasPrefix(key, "next_hop.") || strings.HasPrefix(key, "oscore.servers.") {
 			name := key[strings.LastIndexByte(key, '.')+1:]
 			require.Regexp(t, regexp.MustCompile(`(?m)^ *# +(- )?`+name+`: \S`), string(config.Example()), key)
 			continue

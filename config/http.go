@@ -28,9 +28,7 @@ type HTTP struct {
 	DefaultScheme string `yaml:"default_scheme"`
 	// ForwardProxy serves absolute-form request targets (HC-11).
 	ForwardProxy bool `yaml:"forward_proxy"`
-	// Routes map paths to CoAP URIs (HC-10).
-	Routes []HTTPRoute `yaml:"routes"`
-	CORS   CORS        `yaml:"cors"`
+	CORS         CORS `yaml:"cors"`
 	// HostNames are the names under which clients known by their network alone
 	// may address the proxy (HC-91).
 	HostNames []string `yaml:"host_names"`
@@ -45,19 +43,6 @@ type HTTP struct {
 	// SecureFromPlain lets plain HTTP requests reach coaps targets (HC-102).
 	SecureFromPlain bool       `yaml:"secure_from_plain"`
 	Limits          HTTPLimits `yaml:"limits"`
-}
-
-// HTTPRoute maps a path of the HTTP side to a CoAP URI (HC-10).
-type HTTPRoute struct {
-	// Path begins with a slash; what is below it is below Target.
-	Path string `yaml:"path"`
-	// Host is the host the client asked for, without port; empty: any.
-	Host string `yaml:"host"`
-	// Target is a CoAP URI without query.
-	Target string `yaml:"target"`
-	// MulticastTimeout stands in for a missing Multicast-Timeout field, in whole
-	// seconds; 0: none (HC-92).
-	MulticastTimeout time.Duration `yaml:"multicast_timeout"`
 }
 
 // CORS says what web pages of other origins may do (HC-90).
@@ -143,7 +128,6 @@ func (v *validator) http() {
 	}
 	between(v, "http.redirects", h.Redirects, 0, 10)
 	between(v, "http.session_lifetime", h.SessionLifetime, time.Minute, 30*24*time.Hour)
-	v.httpRoutes()
 	v.cors()
 	unique(v, "http.host_names", h.HostNames)
 	for i, name := range h.HostNames {
@@ -157,34 +141,6 @@ func (v *validator) http() {
 // templatePattern is literal text with variables, what httpbridge reads; it
 // checks further how they are combined.
 var templatePattern = regexp.MustCompile(`^[^{} ]*(?:\{\+(?:tu|s|hp|p|q|qq)\}[^{} ]*)+$`)
-
-func (v *validator) httpRoutes() {
-	type place struct{ host, path string }
-	taken := map[place]string{}
-	for i := range v.c.HTTP.Routes {
-		r := &v.c.HTTP.Routes[i]
-		key := fmt.Sprintf("http.routes[%d]", i)
-		if !strings.HasPrefix(r.Path, "/") || strings.ContainsAny(r.Path, "?# ") {
-			v.add(key+".path", show(r.Path)+" is not a path", "write e.g. /lamps")
-		}
-		if r.Host != "" && !isHostName(r.Host) && !isAddr(r.Host) {
-			v.add(key+".host", show(r.Host)+" is neither a host name nor an IP address", "write e.g. lamps.example")
-		}
-		switch u, err := url.Parse(r.Target); {
-		case r.Target == "":
-			v.add(key+".target", "missing", "write e.g. coap://224.0.1.187/light")
-		case err != nil || !strings.HasPrefix(u.Scheme, "coap") || u.Host == "" || u.User != nil || strings.ContainsAny(r.Target, "?# "):
-			v.add(key+".target", show(r.Target)+" is not a CoAP URI without query", "write e.g. coap://224.0.1.187/light")
-		}
-		wholeSeconds(v, key+".multicast_timeout", r.MulticastTimeout, 0, maxTimeout)
-		at := place{strings.ToLower(r.Host), strings.TrimSuffix(r.Path, "/")}
-		if first, ok := taken[at]; ok {
-			v.add(key+".path", show(r.Path)+" is "+v.where(first)+" too", "remove one of them")
-			continue
-		}
-		taken[at] = key + ".path"
-	}
-}
 
 func (v *validator) cors() {
 	c := &v.c.HTTP.CORS

@@ -33,14 +33,6 @@ func TestHTTPProblems(t *testing.T) {
 			`c.yaml:2: http.templates[1]: ?s={s} is not a template; write e.g. "?s={+s}&hp={+hp}&p={+p}&q={+q}", with the variables tu, or s, hp, p, q and qq`},
 		"scheme": {"http: {default_scheme: ftp}\n",
 			"c.yaml:1: http.default_scheme: ftp is not a known value; write one of coap, coaps, coap+tcp, coaps+tcp, coap+ws, coaps+ws"},
-		"route (HC-10)": {"http:\n  routes:\n  - path: lamps\n    target: http://192.0.2.1\n    multicast_timeout: 1500ms\n  - path: /a\n    host: \"x y\"\n    target: coap://192.0.2.1/a?b\n  - path: /b\n    target: coap://192.0.2.1\n  - path: /b/\n    target: coap://192.0.2.2\n  - path: /c\n",
-			"c.yaml:3: http.routes[0].path: lamps is not a path; write e.g. /lamps\n" +
-				"c.yaml:4: http.routes[0].target: http://192.0.2.1 is not a CoAP URI without query; write e.g. coap://224.0.1.187/light\n" +
-				"c.yaml:5: http.routes[0].multicast_timeout: 1.5s is not a whole number of seconds; write e.g. 2s\n" +
-				"c.yaml:7: http.routes[1].host: \"x y\" is neither a host name nor an IP address; write e.g. lamps.example\n" +
-				"c.yaml:8: http.routes[1].target: coap://192.0.2.1/a?b is not a CoAP URI without query; write e.g. coap://224.0.1.187/light\n" +
-				"c.yaml:11: http.routes[3].path: /b/ is http.routes[2].path in line 9 too; remove one of them\n" +
-				"c.yaml:13: http.routes[4].target: missing; write e.g. coap://224.0.1.187/light"},
 		"origins (HC-90)": {"http:\n  cors:\n    origins: [\"*\", dashboard.example, \"https://a.example/\"]\n    credentials: true\n    max_age: 25h\n",
 			"c.yaml:3: http.cors.origins[0]: * together with credentials; name the origins\n" +
 				"c.yaml:3: http.cors.origins[1]: dashboard.example is not an origin; write e.g. https://dashboard.example or http://localhost:3000\n" +

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"coapproxy/config"
 	"coapproxy/exchange"
 	"coapproxy/httpbridge"
+	"coapproxy/wire"
 )
 
 // httpSide is what of HTTP lives as long as the proxy.
@@ -51,11 +53,7 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 	if err != nil {
 		return err
 	}
-	routes := make([]httpbridge.Route, len(h.Routes))
-	for i, r := range h.Routes {
-		routes[i] = httpbridge.Route{Host: r.Host, Path: r.Path, Target: r.Target,
-			Timeout: exchange.Timeout{Seconds: uint32(r.MulticastTimeout / time.Second), Present: r.MulticastTimeout > 0}}
-	}
+	routes := webRoutes(c)
 	newFront := httpbridge.NewFront
 	if p.http.front != nil {
 		newFront = p.http.front.Successor
@@ -75,6 +73,31 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 		return fmt.Errorf("http: %w", err)
 	}
 	return nil
+}
+
+// webRoutes are the routes that HTTP clients can ask for, by a path or by a name
+// (HC-10); a group's may have a default T' (HC-92).
+func webRoutes(c *config.Config) (out []httpbridge.Route) {
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		reachable := len(r.Listen) == 0 || slices.ContainsFunc(r.Listen, func(l config.Listener) bool { return l.Scheme == "http" || l.Scheme == "https" })
+		if !reachable || strings.HasPrefix(r.To.Scheme, "http") || len(r.Path) == 0 && len(r.Host) == 0 {
+			continue
+		}
+		path := "/"
+		for i, segment := range r.Path {
+			if i > 0 {
+				path += "/"
+			}
+			path += url.PathEscape(segment)
+		}
+		target := wire.URI{Scheme: r.To.Scheme, Host: r.To.Host, Addr: r.To.Addr, Port: r.To.Port, Path: r.To.Path}
+		for _, host := range append(r.Host[:len(r.Host):len(r.Host)], "")[:max(len(r.Host), 1)] {
+			out = append(out, httpbridge.Route{Host: host, Path: path, Target: target.String(),
+				Timeout: exchange.Timeout{Seconds: uint32(r.MulticastTimeout / time.Second), Present: r.MulticastTimeout > 0}})
+		}
+	}
+	return out
 }
 
 // viaName is the name of this proxy in Via fields (HC-106).

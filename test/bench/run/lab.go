@@ -215,14 +215,21 @@ func (l *lab) run(ctx context.Context, result any, program string, args ...strin
 
 func milliseconds(d time.Duration) float64 { return d.Seconds() * 1e3 }
 
-// freePort returns an address on which nothing listens.
+// freePort returns an address on which nothing listens, over UDP or TCP.
 func freePort() (netip.AddrPort, error) {
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		return netip.AddrPort{}, err
+	for {
+		conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			return netip.AddrPort{}, err
+		}
+		addr := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		l, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(addr))
+		_ = conn.Close()
+		if err == nil {
+			_ = l.Close()
+			return addr, nil
+		}
 	}
-	defer conn.Close()
-	return netip.ParseAddrPort(conn.LocalAddr().String())
 }
 
 // originRequests asks the origin how many requests it has had.
