@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -426,4 +427,55 @@ func TestInterfaceComesAndGoes(t *testing.T) {
 		eventually(t, answered, "the group on the new interface")
 		eventually(t, func() bool { return p.files() == before }, "%d files open, %d before", p.files(), before)
 	})
+}
+
+// The same groups over HTTP: a client host asks with curl, IPv4 and IPv6, and each
+// server is named by its Reply-From and a URI that can be asked in turn (HC-72,
+// HC-85); link-local ones with their zone (GP-57).
+func TestHTTPHosts(t *testing.T) {
+	inLab(t, "3", func(t *testing.T, l *lab) {
+		devices := l.devices(3, content)
+		s := labSettings()
+		s.listen += "\n- http://[fd00:c::1]:8080\n- http://10.77.0.1:8080"
+		p := l.startProxy(s)
+		for group, x := range map[string]struct {
+			base   string
+			server func(i int) netip.Addr
+		}{
+			"224.0.1.187":         {"http://10.77.0.1:8080/hc/", sv4},
+			"%5Bff05::fd%5D":      {"http://[fd00:c::1]:8080/hc/", sv6},
+			"[ff03::fd]":          {"http://10.77.0.1:8080/hc/", sv6},
+			"%5Bff02::fd%25eth1]": {"http://[fd00:c::1]:8080/hc/", svLL},
+		} {
+			out := run(t, l.cl(0), "curl", "-sSg", "--max-time", "20", "-H", "Multicast-Timeout: 2", "-H", "Accept: application/json", x.base+"coap://"+group+"/x")
+			require.Zero(t, out.code, out.stderr)
+			var got []struct {
+				Server string
+				Status int
+			}
+			require.NoError(t, json.Unmarshal([]byte(out.stdout), &got), out.stdout)
+			require.Len(t, got, len(devices), "%s: %s", group, out.stdout)
+			for i := range devices {
+				want := wantURI(x.server(i + 1))
+				require.True(t, slices.ContainsFunc(got, func(r struct {
+					Server string
+					Status int
+				}) bool {
+					return strings.HasPrefix(r.Server, want) && r.Status == 200
+				}), "%s in %s", want, out.stdout)
+			}
+			follow := run(t, l.cl(0), "curl", "-sSg", "--max-time", "20", x.base+got[0].Server+"/y")
+			require.Zero(t, follow.code, follow.stderr)
+			require.Regexp(t, `^sv\d/y$`, follow.stdout)
+		}
+		require.Empty(t, p.refusals())
+	})
+}
+
+// wantURI is how the URI of a server begins.
+func wantURI(a netip.Addr) string {
+	if a.Is4() {
+		return "coap://" + a.String()
+	}
+	return "coap://[" + a.String()
 }
