@@ -108,9 +108,6 @@ func defaultHTTP() HTTP {
 	}
 }
 
-// overHTTP reports whether the listener speaks HTTP.
-func (l Listener) overHTTP() bool { return l.Scheme == "http" || l.Scheme == "https" }
-
 // http checks http.
 func (v *validator) http() {
 	h := &v.c.HTTP

@@ -69,6 +69,7 @@ type secureGuard struct {
 	tls *tls.Conn
 }
 
+// ConnectionState is the TLS state of the connection.
 func (g secureGuard) ConnectionState() tls.ConnectionState { return g.tls.ConnectionState() }
 
 // guardKey finds the guard of a request's connection in its context.

@@ -340,7 +340,7 @@ func TestLegErrors(t *testing.T) {
 	o := newOrigin(t, false, nil)
 	o.handle = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "30")
-		http.Error(w, strings.Repeat("ö", 1000), 503)
+		http.Error(w, strings.Repeat("ö", 1000), http.StatusServiceUnavailable)
 	}
 	p := o.ask(codes.GET, "/", "")
 	require.Equal(t, codes.ServiceUnavailable, p.Code)
@@ -361,11 +361,11 @@ func TestLegRedirects(t *testing.T) {
 		o.handle = func(w http.ResponseWriter, r *http.Request) {
 			switch r.URL.Path {
 			case "/from":
-				http.Redirect(w, r, "/to?x=1", 302)
+				http.Redirect(w, r, "/to?x=1", http.StatusFound)
 			case "/loop":
-				http.Redirect(w, r, "/loop", 307)
+				http.Redirect(w, r, "/loop", http.StatusTemporaryRedirect)
 			case "/file":
-				http.Redirect(w, r, "file:///etc/passwd", 302)
+				http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
 			default:
 				_, _ = io.WriteString(w, r.RequestURI)
 			}

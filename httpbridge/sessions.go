@@ -122,7 +122,7 @@ func cookieOf(r *http.Request) string {
 func (x *call) session() *problem {
 	h := x.w.Header()
 	h["Cache-Control"] = []string{"no-store"}
-	cookie := http.Cookie{Name: cookieNameFor(x.r), Path: "/", Secure: x.r.TLS != nil, HttpOnly: true, SameSite: http.SameSiteStrictMode}
+	cookie := http.Cookie{Name: cookieNameFor(x.r), Path: "/", Secure: x.r.TLS != nil, HttpOnly: true, SameSite: http.SameSiteStrictMode} //nolint:gosec // without TLS only where the operator has tokens travel like that, too
 	switch x.r.Method {
 	case http.MethodPost:
 		if x.proven != ByCredentials {

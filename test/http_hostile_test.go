@@ -59,13 +59,14 @@ func TestHTTP3(t *testing.T) {
 		require.NoError(t, err)
 		r.Header.Set("Multicast-Timeout", "1")
 		r.Header.Set("Prefer", prefer)
-		w, err := transport.RoundTrip(r)
+		w, err := transport.RoundTrip(r) //nolint:bodyclose // below
 		require.NoError(t, err)
 		require.Equal(t, 200, w.StatusCode)
 		require.Equal(t, 3, w.ProtoMajor)
 		require.Equal(t, prefer, w.Header.Get("Preference-Applied"))
 		body, err := io.ReadAll(w.Body)
 		require.NoError(t, err)
+		require.NoError(t, w.Body.Close())
 		require.Equal(t, len(servers), strings.Count(string(body), "HTTP/1.1 200 OK\r\n"), "%s", body)
 	}
 }

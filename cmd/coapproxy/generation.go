@@ -106,7 +106,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	if err := p.webOf(c, g, log.Named("http")); err != nil {
 		return nil, err
 	}
-	if err = prepareGroups(c, groupLeg, log); err != nil {
+	if err := prepareGroups(c, groupLeg, log); err != nil {
 		return nil, err
 	}
 	g.protected, err = p.protectionOf(c, targets, log.Named("oscore"))
