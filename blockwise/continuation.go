@@ -57,6 +57,7 @@ func (c *Continuation) Exchange(r *exchange.Request, w exchange.Sink) exchange.C
 		return c.Group.Exchange(r, w)
 	}
 	s := &continued{layer: c, sink: w}
+	s.observes = wire.IsRegistration(r.Method, r.Options)
 	s.kept.keep(r)
 	s.deadline.Fire = func(time.Time) { s.serial.DoAlways(s.hurry) }
 	s.until = r.Arrival.Add(r.Timeout.Duration())
@@ -80,12 +81,13 @@ func margin(timeout time.Duration) time.Duration {
 // continued is the sink between the group leg and the client. Its fields are
 // touched by what serial runs, but for those that never change.
 type continued struct {
-	layer   *Continuation
-	sink    exchange.Sink
-	until   time.Time   // end of T'
-	last    time.Time   // after it no body is completed any more
-	stopped atomic.Bool // the sink said Stop
-	serial  exchange.Serial
+	layer    *Continuation
+	sink     exchange.Sink
+	until    time.Time // end of T'
+	last     time.Time // after it no body is completed any more, unless it observes
+	observes bool
+	stopped  atomic.Bool // the sink said Stop
+	serial   exchange.Serial
 
 	group     exchange.Canceler // nil until the group leg has returned it
 	deadline  exchange.Deadline
@@ -124,12 +126,13 @@ func (s *continued) take(p *exchange.Response) {
 		return
 	}
 	limit := s.kept.request.BodyLimit
-	if !p.From.IsValid() || b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches || !time.Now().Before(s.last) ||
+	if !p.From.IsValid() || b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches ||
+		!time.Now().Before(s.last) && !s.observes ||
 		!s.layer.reserve(limit) {
 		s.incomplete(p)
 		return
 	}
-	if !s.scheduled {
+	if !s.scheduled && time.Now().Before(s.last) {
 		s.scheduled = true
 		s.layer.Engine.Schedule(&s.deadline, s.last)
 	}

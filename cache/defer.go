@@ -104,7 +104,7 @@ func (s *shared) arm(u *subscriber) {
 		return
 	}
 	s.cache.mu.Lock()
-	outlives := s.until.After(u.until)
+	outlives := s.observe || s.until.After(u.until)
 	s.cache.mu.Unlock()
 	switch {
 	case len(u.held) > 0:
@@ -138,7 +138,7 @@ func (s *shared) tick(u *subscriber) {
 		}
 	}
 	s.cache.mu.Lock()
-	outlives := s.until.After(u.until)
+	outlives := s.observe || s.until.After(u.until)
 	s.cache.mu.Unlock()
 	if outlives && !u.observed && !now.Before(u.until) { // GP-64
 		s.leave(u, nil)

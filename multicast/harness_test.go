@@ -93,7 +93,7 @@ func newSite(t testing.TB, change func(*Config)) *site {
 			}
 			return &net.Interface{Name: name}, nil
 		},
-		Dedup: endpoint.DefaultDedupLimits(), ReuseList: 1024, Stats: &s.stats, EndpointStats: &s.messages, Log: zap.New(core),
+		Dedup: endpoint.DefaultDedupLimits(), ReuseList: 1024, Observations: 100, Stats: &s.stats, EndpointStats: &s.messages, Log: zap.New(core),
 	}
 	if change != nil {
 		change(&config)

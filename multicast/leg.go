@@ -29,6 +29,9 @@ type Config struct {
 	Interface func(name string) (*net.Interface, error)
 	Groups    []Group
 	Dedup     endpoint.DedupLimits
+	// Observations bounds the observations; a registration beyond it is sent as a
+	// plain request.
+	Observations int
 	// ReuseList bounds the freed Tokens per source port (GC-24).
 	ReuseList     int
 	Stats         *Stats
@@ -52,6 +55,8 @@ type Leg struct {
 	tokens  *rand.ChaCha8
 	hinted  map[string]bool // clients told about a short T' (GC-36)
 	closed  bool
+	// observations are the transactions that observe.
+	observations int
 }
 
 // New returns a Leg whose goroutines end with ctx; Wait waits for them.
@@ -144,7 +149,14 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if hint {
 		l.hinted[r.Client.Name] = true
 	}
+	observes := l.admitObservation(r)
 	t, s, displaced, f := l.admit(g, r, w)
+	if observes && f == nil && t.observation == nil {
+		t.observation = newGroupObservation(t, r)
+	} else if observes { // it shares one, or there is no room
+		l.observations--
+		l.config.Stats.Observations.Add(-1)
+	}
 	l.mu.Unlock()
 	if displaced != nil {
 		l.config.Stats.Displaced.Add(1)
@@ -297,6 +309,7 @@ func (l *Leg) send(t *transaction, r *exchange.Request) error {
 		return &exchange.Failure{Reason: exchange.Unreachable, Detail: "no way to the group", Err: err}
 	}
 	t.token = l.newToken(t)
+	t.lastSent = l.now()
 	if len(t.subscribers) > 0 {
 		l.running[t.token] = t
 	}
@@ -377,6 +390,7 @@ func (l *Leg) transmit(t *transaction, r *exchange.Request, again bool) {
 // no room for more load on the group (GC-80). Called under the lock; the caller
 // begins what it returns.
 func (l *Leg) retire(t *transaction) *transaction {
+	l.deregister(t)
 	if l.running[t.token] == t {
 		delete(l.running, t.token)
 	}

@@ -27,8 +27,11 @@ type transaction struct {
 	key       string            // for sharing while waiting
 	request   *exchange.Request // kept while it waits, and for the repeat
 	sent      bool              // by at least one way
-	begun     time.Time         // when it was sent
-	done      bool              // nobody waits for responses any more
+	lastSent  time.Time
+	// observation is nil where nothing is observed.
+	observation *groupObservation
+	begun       time.Time // when it was sent
+	done        bool      // nobody waits for responses any more
 
 	// Appended to under the leg's lock until the transaction leaves the queue;
 	// after that touched by what serial runs.
@@ -56,6 +59,7 @@ type subscriber struct {
 
 	// Touched by what the transaction's serial runs.
 	ended     bool
+	open      bool // T' is over and it observes
 	responses int
 	bytes     int
 }
@@ -75,7 +79,16 @@ func (s *subscriber) Extend(until time.Time) bool {
 
 // expire ends the exchange at T' (GP-32, GP-38): nothing more is said. One that
 // never had its turn is told so (GC-80).
-func (s *subscriber) expire(time.Time) { s.post(nil) }
+func (s *subscriber) expire(time.Time) {
+	t := s.transaction
+	t.serial.DoAlways(func() {
+		if o := t.observation; o != nil && o.established {
+			s.open = true // GP-64
+			return
+		}
+		t.end(s, nil)
+	})
+}
 
 func (s *subscriber) post(err error) {
 	t := s.transaction
@@ -86,8 +99,17 @@ func (s *subscriber) post(err error) {
 // like a success (GC-31), and one after the other from the same server (GC-34,
 // GP-58). Run by serial.
 func (t *transaction) respond(p *exchange.Response) {
+	if t.observation != nil && !t.observation.take(p) {
+		return
+	}
 	for _, s := range t.subscribers {
 		if s.ended {
+			continue
+		}
+		if s.open { // the servers are bounded, and the newest is what counts
+			if s.sink.Respond(p) == exchange.Stop {
+				t.end(s, nil)
+			}
 			continue
 		}
 		if s.responses >= t.group.MaxResponses || s.bytes+len(p.Payload) > t.group.MaxBytes {

@@ -127,7 +127,7 @@ func newGateway(t testing.TB, s *setup) *gateway {
 
 	inner := g.network.Host(addrs("192.0.2.1", "2001:db8:99::1", "fe80::1%lo")...)
 	leg, err := multicast.New(ctx, multicast.Config{
-		Engine: g.engine, Groups: s.groups, Dedup: s.dedup, ReuseList: 1024, Stats: &g.groups, EndpointStats: &g.messages, Log: log,
+		Engine: g.engine, Groups: s.groups, Dedup: s.dedup, ReuseList: 1024, Observations: 1000, Stats: &g.groups, EndpointStats: &g.messages, Log: log,
 		Open: func(_ context.Context, local netip.AddrPort, _ endpoint.MulticastOptions) (endpoint.PacketConn, error) {
 			return inner.Listen(local, memnet.Options{})
 		},

@@ -109,7 +109,7 @@ func TestOnwardOptions(t *testing.T) {
 		"conditions":       {[]message.Option{opt(wire.IfMatch, "m"), opt(wire.ETag, "e"), opt(wire.IfNoneMatch, "")}, " 1=6d 4=65 5= 16=10", " 1=6d 4=65 5= 16=10"},
 		"formats":          {[]message.Option{opt(wire.ContentFormat, "c"), opt(wire.Accept, "a")}, " 12=63 16=10 17=61", " 12=63 16=10 17=61"},
 		"Max-Age":          {[]message.Option{opt(wire.MaxAge, "\x01")}, " 16=10", " 16=10"},
-		"Observe":          {[]message.Option{opt(wire.Observe, "")}, " 6= 16=10", " 16=10"},
+		"Observe":          {[]message.Option{opt(wire.Observe, "")}, " 6= 16=10", " 6= 16=10"},         // FP-62, GP-62
 		"Observe 1":        {[]message.Option{opt(wire.Observe, "\x01")}, " 16=10", " 16=10"},           // FP-67
 		"No-Response":      {[]message.Option{opt(wire.NoResponse, "\x08")}, " 16=10", " 16=10 258=08"}, // FP-84, GP-35
 		"Group-ETag":       {[]message.Option{opt(wire.GroupETag, "g")}, " 16=10 24=67", " 16=10"},      // GP-30

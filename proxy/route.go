@@ -120,7 +120,7 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 			// A registration goes on as the proxy's own (FP-24, FP-62); that a
 			// client ends one is a matter of its hop (FP-67). With T' = 0 there is
 			// nothing to observe (GP-36).
-			if !wire.IsRegistration(r.Method, r.Options) || group {
+			if !wire.IsRegistration(r.Method, r.Options) || group && r.Timeout.Seconds == 0 {
 				continue
 			}
 		case wire.Block1:

@@ -131,17 +131,6 @@ func TestNoResponsesFromElsewhere(t *testing.T) {
 	})
 }
 
-// No registration was made, so that no response is a notification, whatever a
-// server thinks.
-func TestUnaskedObserve(t *testing.T) {
-	inGateway(t, nil, func(g *gateway) {
-		c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
-		c.ask(groupGet(non, "t", 10, opt(wire.Observe, "")))
-		a.answer(a.expect("NON 0.01 11=72 16=10")[0], non, "", opt(wire.Observe, "\x01"))
-		c.expect("NON 2.05 " + from1)
-	})
-}
-
 // FP-84: No-Response holds for relayed responses by their class.
 func TestNoResponseByClass(t *testing.T) {
 	inGateway(t, nil, func(g *gateway) {

@@ -317,15 +317,3 @@ func TestTokenReuseList(t *testing.T) {
 	require.GreaterOrEqual(t, len(ports), 4)
 	eventually(t, func() bool { return p.files() <= before }, "%d files open, %d before", p.files(), before)
 }
-
-// This version observes nothing, and says so by a plain response.
-func TestGroupObserve(t *testing.T) {
-	t.Parallel()
-	servers, group := members(t, 2, with("x", coap.Uint(coap.Observe, 7)))
-	p := startProxy(t, group, settings{})
-	c := newClient(t, here, clientAddr, p.addr())
-	for _, in := range c.gatherN(get(coap.NON, groupURI(group, "/x"), timeout(60), coap.Uint(coap.Observe, 0)), 2) {
-		require.False(t, in.Has(coap.Observe))
-	}
-	require.False(t, servers[0].requests()[0].Has(coap.Observe))
-}

@@ -284,3 +284,55 @@ func TestObserveInBlocks(t *testing.T) {
 	require.True(t, in.Has(coap.Observe))
 	require.Equal(t, body, rest(in.Payload))
 }
+
+// A whole group is observed beyond T' (GP-64): notifications name their server
+// (GP-63), a late client gets the latest of each (GP-68) with no further request
+// to the group, a member that leaves is missed by nobody else, and the last
+// client gone ends it at all members (GP-66).
+func TestObserveGroup(t *testing.T) {
+	t.Parallel()
+	o := newObservable(60)
+	servers, group := members(t, 3, o.handle)
+	p := startProxy(t, group, settings{})
+	c, late := newClient(t, here, clientAddr, p.addr()), newClient(t, here, loopback(2), p.addr())
+	uri := groupURI(group, "/x")
+	first := c.gatherN(observe(coap.NON, uri, timeout(1)), 3)
+	seen := make(map[netip.AddrPort]bool)
+	for _, in := range first {
+		require.True(t, in.Has(coap.Observe))
+		seen[serverOf(t, in)] = true
+	}
+	require.Len(t, seen, 3)
+	c.nothing(1500 * time.Millisecond) // T' is over
+	o.set(servers[1], "changed")
+	in := c.expect()
+	require.Equal(t, "member2 changed", string(in.Payload))
+	require.Equal(t, servers[1].addr(), serverOf(t, in))
+
+	var states []string
+	for _, in := range late.gatherN(observe(coap.NON, uri, timeout(1)), 3) {
+		states = append(states, string(in.Payload))
+	}
+	require.ElementsMatch(t, []string{"member1 ", "member2 changed", "member3 "}, states)
+	require.Len(t, servers[0].requests(), 1)
+
+	o.mu.Lock()
+	delete(o.observers, servers[0]) // it leaves
+	o.mu.Unlock()
+	late.nothing(1500 * time.Millisecond)
+	o.set(servers[2], "too")
+	require.Equal(t, "member3 too", string(c.expect().Payload))
+	require.Equal(t, "member3 too", string(late.expect().Payload))
+
+	stop := func(c *client, token []byte) {
+		m := c.fresh(&coap.Message{Type: coap.NON, Code: coap.GET, Token: token, Options: []coap.Option{timeout(0)}})
+		c.send(m)
+	}
+	stop(c, first[0].Token) // GP-45
+	eventually(t, func() bool { return len(p.entries("early stop")) == 1 }, "an early stop")
+	o.set(servers[2], "last")
+	in = late.expect()
+	c.nothing(meanwhile)
+	stop(late, in.Token)
+	eventually(t, func() bool { return o.count(servers[1]) == 0 && o.count(servers[2]) == 0 }, "the members still have an observer")
+}

@@ -69,7 +69,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	}
 	dedup := dedupOf(c)
 	groupLeg, err := multicast.New(ctx, multicast.Config{Engine: p.engine, Open: openGroup(c), Groups: groupsOf(c), Dedup: dedup,
-		ReuseList: c.Limits.ReuseList, Stats: &p.stats.groups, EndpointStats: &p.stats.messages, Log: log.Named("group")})
+		ReuseList: c.Limits.ReuseList, Observations: c.Limits.Observations, Stats: &p.stats.groups, EndpointStats: &p.stats.messages, Log: log.Named("group")})
 	if err != nil {
 		return nil, err
 	}
