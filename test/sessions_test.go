@@ -287,9 +287,11 @@ func TestHandshakeFlood(t *testing.T) {
 // dtlsHello is a ClientHello without a cookie (RFC 6347 §4.2.1).
 func dtlsHello() []byte {
 	body := append([]byte{0xfe, 0xfd}, make([]byte, 32)...) // version, random
-	body = append(body, 0, 0)                               // session, cookie
-	body = append(body, 0, 2, 0xc0, 0xa8, 1, 0)             // TLS_PSK_WITH_AES_128_CCM_8, no compression
-	body = append(body, 0, 0)                               // no extensions
+	body = append(body,
+		0, 0, // session, cookie
+		0, 2, 0xc0, 0xa8, 1, 0, // TLS_PSK_WITH_AES_128_CCM_8, no compression
+		0, 0, // no extensions
+	)
 	n := byte(len(body))
 	message := append([]byte{1, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, n}, body...)
 	return append([]byte{22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, byte(len(message))}, message...)

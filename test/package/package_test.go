@@ -28,7 +28,7 @@ func TestDebianPackage(t *testing.T) {
 	require.Len(t, packages, 1)
 
 	root := t.TempDir()
-	run(t, top, "tar", "-C", root, "-xf", filepath.Join(top, "build/cleanroot.tar"))
+	run(t, top, "tar", "-C", root, "-xf", filepath.Join(top, "build", "cleanroot.tar"))
 	run(t, top, "cp", packages[0], filepath.Join(root, "coapproxy.deb"))
 	in := func(t *testing.T, command ...string) string {
 		t.Helper()
@@ -74,9 +74,9 @@ cat "$1/log"
 		in(t, "dpkg", "-i", "/coapproxy.deb")
 		require.Contains(t, in(t, "tail", "-n1", "/etc/coapproxy/config.yaml"), "# mine", "what the operator wrote stays")
 		in(t, "dpkg", "--remove", "coapproxy")
-		require.FileExists(t, filepath.Join(root, "etc/coapproxy/config.yaml"))
+		require.FileExists(t, filepath.Join(root, "etc", "coapproxy", "config.yaml"))
 		in(t, "dpkg", "--purge", "coapproxy")
-		require.NoDirExists(t, filepath.Join(root, "etc/coapproxy"))
+		require.NoDirExists(t, filepath.Join(root, "etc", "coapproxy"))
 		require.Empty(t, in(t, "sh", "-c", "getent passwd coapproxy || true"))
 	})
 }

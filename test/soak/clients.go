@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -218,7 +219,7 @@ func exchange(ctx context.Context, conn *net.UDPConn, m *coap.Message, until tim
 		if r.Type == coap.ACK && r.ID == m.ID {
 			heard = true
 		}
-		if r.Code != coap.Empty && string(r.Token) == string(m.Token) {
+		if r.Code != coap.Empty && bytes.Equal(r.Token, m.Token) {
 			heard = true
 			if f(r) {
 				return

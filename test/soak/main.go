@@ -52,13 +52,12 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	ok, err := soak(ctx, &o, os.Stdout)
+	stop()
 	if err != nil {
 		log.Print(err)
 	}
 	if !ok || err != nil {
-		stop()
 		os.Exit(1)
 	}
 }

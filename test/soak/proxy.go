@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -175,20 +177,30 @@ func (p *proxy) sample(ctx context.Context) (row, error) {
 
 // freePorts returns ports of the loopback that are free for UDP and TCP.
 func freePorts(n int) ([]int, error) {
-	var ports []int
+	ports := make(map[int]bool)
 	for len(ports) < n {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		port, err := freePort()
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close()
-		port := l.Addr().(*net.TCPAddr).Port
-		u, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-		if err != nil {
-			continue
+		if port != 0 {
+			ports[port] = true
 		}
-		defer u.Close()
-		ports = append(ports, port)
 	}
-	return ports, nil
+	return slices.Collect(maps.Keys(ports)), nil
+}
+
+// freePort returns a port that is free for TCP, or 0 if it is not so for UDP.
+func freePort() (int, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	u, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+	if err != nil {
+		return 0, nil //nolint:nilerr // that is what was to be found out
+	}
+	return port, u.Close()
 }
