@@ -55,6 +55,10 @@ func TestUsage(t *testing.T) {
 		{[]string{"cache", "show", "--help"}, 0, "--group NAME", ""},
 		{[]string{"cache", "show", "x"}, exitUsage, "", "wrong number of arguments"},
 		{[]string{"cache", "show", "--socket", "/does/not/exist"}, exitFailed, "", "no proxy answers at the control socket /does/not/exist"},
+		{[]string{"trace"}, exitUsage, "", "usage: coapproxy trace"},
+		{[]string{"trace", "coap://192.0.2.7/"}, exitUsage, "", "--via"},
+		{[]string{"trace", "--via", "coap://127.0.0.1", "--max-hops", "0", "coap://192.0.2.7/"}, exitUsage, "", "--max-hops"},
+		{[]string{"trace", "--via", "coap://127.0.0.1", "--tries", "0", "coap://192.0.2.7/"}, exitUsage, "", "--tries"},
 		{[]string{"decode"}, exitUsage, "", "usage: coapproxy decode"},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

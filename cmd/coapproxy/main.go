@@ -38,6 +38,7 @@ func commands() []command {
 		{"check", "FILE", "say what is wrong with a configuration", runCheck},
 		{"request", "[flags] METHOD URI", "send a request, to a group too, and print every response", runRequest},
 		{"oscore", "new|show FILE ...", "make the two ends of an OSCORE context, or show one", runOSCORE},
+		{"trace", "[flags] --via PROXY URI", "show the proxies on the way to a URI", runTrace},
 		{"decode", "HEX", "explain a CoAP message option by option", runDecode},
 		{"cache", "show|flush|stats", "show or drop the stored responses of the running proxy", runCache},
 		{"manual", "", "print the manual page", runManual},
