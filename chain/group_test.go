@@ -34,20 +34,20 @@ func TestGroup(t *testing.T) {
 		s.respond(codes.Content, replyFrom(server1))
 		b.after(4500 * time.Millisecond)
 		s.respond(codes.Content, replyFrom(server2)) // between T'' and T': the way here takes its time
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		b.after(499 * time.Millisecond)
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		b.after(time.Millisecond)
-		require.Equal(t, []error{nil}, c.ends)
-		require.Equal(t, 5*time.Second, c.at.Sub(r.Arrival))
+		require.Equal(t, []error{nil}, c.ended())
+		require.Equal(t, 5*time.Second, c.when().Sub(r.Arrival))
 		s.respond(codes.Content, replyFrom(server1))
 		require.EqualValues(t, 1, b.stats.Late.Load())
-		require.False(t, s.canceled || s.forgotten, "the Token is kept for T")
+		require.False(t, s.wasCanceled() || s.wasForgotten(), "the Token is kept for T")
 		s.end(nil)
-		require.Len(t, c.ends, 1)
-		require.Len(t, c.responses, 2)
+		require.Len(t, c.ended(), 1)
+		require.Len(t, c.got(), 2)
 		for i, want := range []string{server1, server2} {
-			p := c.responses[i]
+			p := c.got()[i]
 			require.Equal(t, netip.MustParseAddrPort(want), p.From)
 			require.Nil(t, p.ReplyFrom, "the same bytes are made of the address")
 			require.EqualValues(t, 5683, p.GroupPort)
@@ -67,17 +67,17 @@ func TestSilent(t *testing.T) {
 		s.respond(codes.Content, replyFrom(server1))
 		s.ack()
 		s.end(nil)
-		require.Equal(t, []error{nil}, c.ends)
-		require.Empty(t, c.responses)
+		require.Equal(t, []error{nil}, c.ended())
+		require.Empty(t, c.got())
 
 		c, _ = b.group(0)
 		b.leg.all()[1].respond(codes.Unauthorized)
-		require.Len(t, c.responses, 1)
-		require.Equal(t, []error{nil}, c.ends)
+		require.Len(t, c.got(), 1)
+		require.Equal(t, []error{nil}, c.ended())
 
 		c, _ = b.group(0) // nobody there
 		b.after(time.Minute)
-		require.Equal(t, []error{nil}, c.ends)
+		require.Equal(t, []error{nil}, c.ended())
 		require.EqualValues(t, 1, b.stats.Downs.Load())
 	})
 }
@@ -106,7 +106,7 @@ func TestTooShortBehind(t *testing.T) {
 			f := c.failure(t)
 			require.Equal(t, exchange.TimeoutTooShort, f.Reason)
 			require.EqualValues(t, 11, f.MinTimeout)
-			require.True(t, s.forgotten, "the next proxy has ended it itself")
+			require.True(t, s.wasForgotten(), "the next proxy has ended it itself")
 			require.EqualValues(t, 1, b.stats.TooShort.Load())
 		})
 	})
@@ -117,7 +117,7 @@ func TestTooShortBehind(t *testing.T) {
 			b.only().respond(codes.ProxyingNotSupported, timeout(20))
 			all := b.leg.all()
 			require.Len(t, all, 2)
-			require.True(t, all[0].forgotten)
+			require.True(t, all[0].wasForgotten())
 			require.EqualValues(t, 20, all[1].told(t))
 			require.EqualValues(t, 31, all[1].request.Timeout.Seconds)
 			all[1].respond(codes.ProxyingNotSupported, timeout(25))
@@ -133,9 +133,9 @@ func TestTooShortBehind(t *testing.T) {
 			s.respond(codes.Content, replyFrom(server1))
 			b.leg.all()[0].respond(codes.Content, replyFrom(server1)) // of the attempt that is over
 			b.after(30 * time.Second)
-			require.Len(t, c.responses, 1)
-			require.Equal(t, []error{nil}, c.ends)
-			require.Equal(t, 30*time.Second, c.at.Sub(r.Arrival))
+			require.Len(t, c.got(), 1)
+			require.Equal(t, []error{nil}, c.ended())
+			require.Equal(t, 30*time.Second, c.when().Sub(r.Arrival))
 			require.EqualValues(t, 1, b.stats.Excess.Load())
 		})
 	})
@@ -144,9 +144,9 @@ func TestTooShortBehind(t *testing.T) {
 		inBench(t, nil, func(b *bench) {
 			c, _ := b.group(5)
 			b.only().respond(codes.ProxyingNotSupported)
-			require.Equal(t, []error{nil}, c.ends)
-			require.Equal(t, codes.ProxyingNotSupported, c.responses[0].Code)
-			require.Zero(t, c.responses[0].GroupPort)
+			require.Equal(t, []error{nil}, c.ended())
+			require.Equal(t, codes.ProxyingNotSupported, c.got()[0].Code)
+			require.Zero(t, c.got()[0].GroupPort)
 		})
 	})
 	for name, o := range map[string]message.Option{
@@ -174,7 +174,7 @@ func TestMisbehaving(t *testing.T) {
 			b.only().respond(codes.Content)
 			require.Equal(t, exchange.BadResponse, c.failure(t).Reason)
 			require.EqualValues(t, 1, b.stats.Unnamed.Load())
-			require.True(t, b.only().forgotten)
+			require.True(t, b.only().wasForgotten())
 		})
 	})
 	t.Run("asks for the timeout it was given", func(t *testing.T) {
@@ -194,8 +194,8 @@ func TestMisbehaving(t *testing.T) {
 			s.respond(codes.ProxyingNotSupported, timeout(99))
 			s.respond(codes.Content)
 			s.respond(codes.NotFound, replyFrom(server2)) // a server's, which is no error of the exchange
-			require.Len(t, c.responses, 2)
-			require.Empty(t, c.ends)
+			require.Len(t, c.got(), 2)
+			require.Empty(t, c.ended())
 			require.EqualValues(t, 3, b.stats.Excess.Load())
 		})
 	})
@@ -205,9 +205,9 @@ func TestMisbehaving(t *testing.T) {
 			s := b.only()
 			s.respond(codes.Unauthorized, message.Option{ID: wire.MaxAge})
 			s.respond(codes.Unauthorized)
-			require.Len(t, c.responses, 1)
-			require.Equal(t, []error{nil}, c.ends)
-			require.False(t, c.responses[0].From.IsValid())
+			require.Len(t, c.got(), 1)
+			require.Equal(t, []error{nil}, c.ended())
+			require.False(t, c.got()[0].From.IsValid())
 			require.EqualValues(t, 1, b.stats.Late.Load()+b.stats.Excess.Load())
 		})
 	})
@@ -215,8 +215,8 @@ func TestMisbehaving(t *testing.T) {
 		inBench(t, nil, func(b *bench) {
 			c, _ := b.group(60)
 			b.only().respond(codes.Content, message.Option{ID: wire.ReplyFrom, Value: []byte("nonsense")})
-			require.Equal(t, "nonsense", string(c.responses[0].ReplyFrom))
-			require.False(t, c.responses[0].From.IsValid())
+			require.Equal(t, "nonsense", string(c.got()[0].ReplyFrom))
+			require.False(t, c.got()[0].From.IsValid())
 			require.EqualValues(t, 1, b.stats.Malformed.Load())
 		})
 	})
@@ -244,8 +244,8 @@ func TestNames(t *testing.T) {
 				require.NoError(t, err)
 				c, _ := b.group(9)
 				b.only().respond(codes.Content, message.Option{ID: wire.ReplyFrom, Value: value})
-				require.Len(t, c.responses, 1)
-				p := c.responses[0]
+				require.Len(t, c.got(), 1)
+				p := c.got()[0]
 				var from netip.AddrPort
 				if tt.from != "" {
 					from = netip.MustParseAddrPort(tt.from)
@@ -277,14 +277,14 @@ func TestOlderHop(t *testing.T) {
 		s.respond(codes.Content)                                                                     // GP-123
 		s.respond(codes.Content, message.Option{ID: wire.ResponseForwarding, Value: []byte{0x80}})   // GP-124
 		s.respond(codes.Content, message.Option{ID: wire.ResponseForwarding}, replyFrom("[::1]:99")) // both, and one is of use
-		require.Len(t, c.responses, 5)
-		require.Equal(t, netip.MustParseAddrPort("[::1]:99"), c.responses[4].From)
-		require.Equal(t, netip.MustParseAddrPort(server1), c.responses[0].From)
-		v, err := wire.ParseReplyFrom(c.responses[1].ReplyFrom)
+		require.Len(t, c.got(), 5)
+		require.Equal(t, netip.MustParseAddrPort("[::1]:99"), c.got()[4].From)
+		require.Equal(t, netip.MustParseAddrPort(server1), c.got()[0].From)
+		v, err := wire.ParseReplyFrom(c.got()[1].ReplyFrom)
 		require.NoError(t, err)
 		require.Equal(t, "coap+tcp://[2001:db8::2]:61616", v.ServerURI())
-		require.False(t, c.responses[1].From.IsValid())
-		for _, p := range c.responses {
+		require.False(t, c.got()[1].From.IsValid())
+		for _, p := range c.got() {
 			require.False(t, wire.Has(p.Options, wire.ResponseForwarding))
 		}
 	})
@@ -297,12 +297,12 @@ func TestStop(t *testing.T) {
 		s := b.only()
 		s.respond(codes.Content, replyFrom(server1))
 		c.cancel.Cancel()
-		require.Equal(t, []error{exchange.ErrCanceled}, c.ends)
-		require.True(t, s.canceled)
+		require.Equal(t, []error{exchange.ErrCanceled}, c.ended())
+		require.True(t, s.wasCanceled())
 		require.EqualValues(t, 1, b.stats.Stopped.Load())
 		c.cancel.Cancel()
 		s.respond(codes.Content, replyFrom(server1))
-		require.Len(t, c.responses, 1)
+		require.Len(t, c.got(), 1)
 		require.Zero(t, b.engine.Scheduled())
 	})
 }
@@ -315,14 +315,14 @@ func TestGroupTag(t *testing.T) {
 		s := b.only()
 		require.True(t, wire.Has(s.request.Options, wire.GroupETag))
 		s.respond(codes.Valid, tag)
-		require.Equal(t, []error{nil}, c.ends)
-		require.Equal(t, codes.Valid, c.responses[0].Code)
-		require.True(t, wire.Has(c.responses[0].Options, wire.GroupETag))
-		require.Zero(t, c.responses[0].GroupPort)
+		require.Equal(t, []error{nil}, c.ended())
+		require.Equal(t, codes.Valid, c.got()[0].Code)
+		require.True(t, wire.Has(c.got()[0].Options, wire.GroupETag))
+		require.Zero(t, c.got()[0].GroupPort)
 
 		c, _ = b.group(60)
 		b.leg.all()[1].respond(codes.Content, tag, replyFrom(server1))
-		require.True(t, wire.Has(c.responses[0].Options, wire.GroupETag))
+		require.True(t, wire.Has(c.got()[0].Options, wire.GroupETag))
 	})
 }
 
@@ -338,14 +338,14 @@ func TestObservation(t *testing.T) {
 		s.respond(codes.Content, observe, replyFrom(server1))
 		s.respond(codes.Content, replyFrom(server2))
 		b.after(time.Hour)
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		s.respond(codes.Content, observe, replyFrom(server1))
 		s.respond(codes.Content, replyFrom(server2)) // late
 		s.respond(codes.NotFound, replyFrom(server1))
-		require.Len(t, c.responses, 4)
+		require.Len(t, c.got(), 4)
 		require.EqualValues(t, 1, b.stats.Late.Load())
 		c.cancel.Cancel()
-		require.Equal(t, []error{exchange.ErrCanceled}, c.ends)
-		require.True(t, s.canceled)
+		require.Equal(t, []error{exchange.ErrCanceled}, c.ended())
+		require.True(t, s.wasCanceled())
 	})
 }

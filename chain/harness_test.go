@@ -61,10 +61,7 @@ func inBench(t *testing.T, change func(*Hop), body func(b *bench)) {
 		b.chain = New(ctx, Config{Engine: b.engine, Numbers: &numbers, Hops: []Hop{h}, Leg: b.leg, Whole: b.leg, Log: zap.New(core),
 			RoundTrip: func(netip.AddrPort) time.Duration { return b.trip },
 			Resolve: func(_ context.Context, host string) ([]netip.Addr, error) {
-				if addr, ok := b.leg.names[host]; ok {
-					return []netip.Addr{addr}, nil
-				}
-				return nil, errors.New("no such host")
+				return b.leg.lookup(host)
 			}})
 		synctest.Wait()
 		body(b)
@@ -95,6 +92,45 @@ type leg struct {
 	probes []time.Time
 	down   map[string]error // by address; nil error: silence
 	names  map[string]netip.Addr
+}
+
+// lose and restore say whether there is anybody at an address: with a nil error it
+// is silent.
+func (l *leg) lose(addr string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down[addr] = err
+}
+
+func (l *leg) restore(addr string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.down, addr)
+}
+
+// name gives proxy.example an address; empty: none.
+func (l *leg) name(addr string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.names = nil
+	if addr != "" {
+		l.names = map[string]netip.Addr{"proxy.example": netip.MustParseAddr(addr)}
+	}
+}
+
+func (l *leg) lookup(host string) ([]netip.Addr, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if addr, ok := l.names[host]; ok {
+		return []netip.Addr{addr}, nil
+	}
+	return nil, errors.New("no such host")
+}
+
+func (l *leg) probed() []time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.probes)
 }
 
 // sent is a request on the leg.
@@ -128,6 +164,18 @@ func (l *leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 		s.end(nil)
 	}
 	return s
+}
+
+func (s *sent) wasForgotten() bool {
+	s.leg.mu.Lock()
+	defer s.leg.mu.Unlock()
+	return s.forgotten
+}
+
+func (s *sent) wasCanceled() bool {
+	s.leg.mu.Lock()
+	defer s.leg.mu.Unlock()
+	return s.canceled
 }
 
 func (l *leg) all() []*sent {
@@ -230,12 +278,31 @@ func (c *client) End(err error) {
 	c.ends, c.at = append(c.ends, err), time.Now()
 }
 
+func (c *client) ended() []error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.ends)
+}
+
+func (c *client) got() []*exchange.Response {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.responses)
+}
+
+func (c *client) when() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
 // failure is the reason with which the exchange ended.
 func (c *client) failure(t *testing.T) *exchange.Failure {
 	t.Helper()
-	require.Len(t, c.ends, 1)
+	ends := c.ended()
+	require.Len(t, ends, 1)
 	var f *exchange.Failure
-	require.ErrorAs(t, c.ends[0], &f)
+	require.ErrorAs(t, ends[0], &f)
 	return f
 }
 

@@ -34,16 +34,16 @@ func TestSingle(t *testing.T) {
 		require.Equal(t, netip.MustParseAddrPort(first), s.request.Target.Addr)
 		s.respond(codes.Changed)
 		s.end(nil)
-		require.Equal(t, []error{nil}, c.ends)
-		require.Equal(t, r.Target.Addr, c.responses[0].From)
+		require.Equal(t, []error{nil}, c.ended())
+		require.Equal(t, r.Target.Addr, c.got()[0].From)
 		require.Zero(t, b.engine.Scheduled())
 
 		c, _ = b.request(codes.GET)
 		s = b.leg.all()[1]
 		c.cancel.Cancel()
 		c.cancel.Cancel()
-		require.True(t, s.canceled)
-		require.Equal(t, []error{exchange.ErrCanceled}, c.ends)
+		require.True(t, s.wasCanceled())
+		require.Equal(t, []error{exchange.ErrCanceled}, c.ended())
 		require.Equal(t, []string{"next hop is up"}, b.messages())
 	})
 }
@@ -55,7 +55,7 @@ func TestSlow(t *testing.T) {
 		s := b.only()
 		s.ack()
 		b.after(90 * time.Second)
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		s.end(&exchange.Failure{Reason: exchange.NoAnswer, Detail: "of the leg"})
 		require.Equal(t, "of the leg", c.failure(t).Detail)
 		require.Zero(t, b.stats.Downs.Load())
@@ -63,10 +63,10 @@ func TestSlow(t *testing.T) {
 		// A body in blocks is acknowledged where nobody sees it.
 		c, _ = b.request(codes.PUT)
 		b.after(time.Minute)
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		b.leg.all()[1].respond(codes.Changed)
 		b.leg.all()[1].end(nil)
-		require.Equal(t, []error{nil}, c.ends)
+		require.Equal(t, []error{nil}, c.ended())
 	})
 }
 
@@ -74,13 +74,13 @@ func TestSlow(t *testing.T) {
 // then on, and requests again when it is back.
 func TestSilence(t *testing.T) {
 	inBench(t, nil, func(b *bench) {
-		b.leg.down[first] = nil
+		b.leg.lose(first, nil)
 		c, r := b.request(codes.GET)
 		b.after(9999 * time.Millisecond)
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		b.after(time.Millisecond)
 		require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
-		require.Equal(t, 10*time.Second, c.at.Sub(r.Arrival))
+		require.Equal(t, 10*time.Second, c.when().Sub(r.Arrival))
 		require.EqualValues(t, 0, b.stats.Up.Load())
 		require.EqualValues(t, 1, b.stats.Downs.Load())
 
@@ -91,21 +91,21 @@ func TestSilence(t *testing.T) {
 		require.EqualValues(t, 2, b.stats.Refused.Load())
 
 		// Pauses grow, from the end of one attempt to the next one.
-		n := len(b.leg.probes)
+		n := len(b.leg.probed())
 		b.after(10 * time.Minute)
 		var pauses []time.Duration
-		for i := n + 1; i < len(b.leg.probes); i++ {
-			pauses = append(pauses, b.leg.probes[i].Sub(b.leg.probes[i-1])-probeTimeout)
+		for i := n + 1; i < len(b.leg.probed()); i++ {
+			pauses = append(pauses, b.leg.probed()[i].Sub(b.leg.probed()[i-1])-probeTimeout)
 		}
 		require.GreaterOrEqual(t, len(pauses), 8)
 		require.Equal(t, []time.Duration{2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute}, pauses[:6])
 
-		delete(b.leg.down, first)
+		b.leg.restore(first)
 		b.after(time.Minute)
 		require.EqualValues(t, 1, b.stats.Up.Load())
 		require.Equal(t, []string{"next hop is up", "next hop is down", "next hop is up"}, b.messages())
 		c, _ = b.request(codes.GET)
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		b.leg.all()[len(b.leg.all())-1].end(nil)
 	})
 }
@@ -113,7 +113,7 @@ func TestSilence(t *testing.T) {
 // One that is refused gets 5.02, at once.
 func TestRefused(t *testing.T) {
 	inBench(t, nil, func(b *bench) {
-		b.leg.down[first] = errRefused
+		b.leg.lose(first, errRefused)
 		for range 3 {
 			c, _ := b.request(codes.GET)
 			require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
@@ -131,11 +131,11 @@ func TestGroupSilence(t *testing.T) {
 		ends  time.Duration
 	}{{2, time.Second}, {5, 4 * time.Second}, {60, 10 * time.Second}} {
 		inBench(t, nil, func(b *bench) {
-			b.leg.down[first] = nil
+			b.leg.lose(first, nil)
 			c, r := b.group(tt.asked)
 			b.after(time.Minute)
 			require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
-			require.Equal(t, tt.ends, c.at.Sub(r.Arrival))
+			require.Equal(t, tt.ends, c.when().Sub(r.Arrival))
 			require.EqualValues(t, 1, b.stats.Downs.Load(), "the attempt to find it says so later")
 		})
 	}
@@ -144,7 +144,7 @@ func TestGroupSilence(t *testing.T) {
 		c, _ := b.group(5)
 		b.only().ack()
 		b.after(time.Minute)
-		require.Equal(t, []error{nil}, c.ends)
+		require.Equal(t, []error{nil}, c.ended())
 		require.Zero(t, b.stats.Downs.Load())
 	})
 }
@@ -154,16 +154,16 @@ func TestGroupSilence(t *testing.T) {
 func TestFailover(t *testing.T) {
 	t.Run("safe request", func(t *testing.T) {
 		inBench(t, withBackup, func(b *bench) {
-			b.leg.down[first] = errRefused
+			b.leg.lose(first, errRefused)
 			c, _ := b.request(codes.GET)
-			require.Empty(t, c.ends)
+			require.Empty(t, c.ended())
 			all := b.leg.all()
 			require.Len(t, all, 2)
 			require.Equal(t, netip.MustParseAddrPort(second), all[1].request.Target.Addr)
 			require.Equal(t, all[0].request.Options, all[1].request.Options)
 			all[1].respond(codes.Content)
 			all[1].end(nil)
-			require.Equal(t, []error{nil}, c.ends)
+			require.Equal(t, []error{nil}, c.ended())
 			require.EqualValues(t, 1, b.stats.Failovers.Load())
 			require.EqualValues(t, 1, b.stats.Up.Load())
 
@@ -171,7 +171,7 @@ func TestFailover(t *testing.T) {
 			require.Equal(t, netip.MustParseAddrPort(second), b.leg.all()[2].request.Target.Addr)
 			c.cancel.Cancel()
 
-			delete(b.leg.down, first)
+			b.leg.restore(first)
 			b.after(2 * time.Second)
 			c, _ = b.request(codes.GET)
 			require.Equal(t, netip.MustParseAddrPort(first), b.leg.all()[3].request.Target.Addr)
@@ -180,7 +180,7 @@ func TestFailover(t *testing.T) {
 	})
 	t.Run("unsafe request", func(t *testing.T) {
 		inBench(t, withBackup, func(b *bench) {
-			b.leg.down[first] = errRefused
+			b.leg.lose(first, errRefused)
 			c, _ := b.request(codes.POST)
 			require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
 			require.Len(t, b.leg.all(), 1)
@@ -188,7 +188,8 @@ func TestFailover(t *testing.T) {
 	})
 	t.Run("both are down", func(t *testing.T) {
 		inBench(t, withBackup, func(b *bench) {
-			b.leg.down[first], b.leg.down[second] = errRefused, nil
+			b.leg.lose(first, errRefused)
+			b.leg.lose(second, nil)
 			c, _ := b.request(codes.GET)
 			b.after(10 * time.Second)
 			require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
@@ -198,35 +199,35 @@ func TestFailover(t *testing.T) {
 	})
 	t.Run("canceled between", func(t *testing.T) {
 		inBench(t, withBackup, func(b *bench) {
-			b.leg.down[first] = nil
+			b.leg.lose(first, nil)
 			c, _ := b.request(codes.GET)
 			b.after(3 * time.Second)
 			c.cancel.Cancel()
 			b.after(time.Minute)
-			require.Equal(t, []error{exchange.ErrCanceled}, c.ends)
+			require.Equal(t, []error{exchange.ErrCanceled}, c.ended())
 			require.Len(t, b.leg.all(), 1)
 		})
 	})
 	t.Run("group request", func(t *testing.T) {
 		inBench(t, withBackup, func(b *bench) {
-			b.leg.down[first] = nil
+			b.leg.lose(first, nil)
 			c, r := b.group(6)
 			b.after(3 * time.Second)
 			all := b.leg.all()
 			require.Len(t, all, 2)
-			require.True(t, all[0].forgotten)
+			require.True(t, all[0].wasForgotten())
 			require.EqualValues(t, 5, all[0].told(t))
 			require.EqualValues(t, 2, all[1].told(t), "half of the time is over, and a second is the client's")
 			all[1].respond(codes.Content, replyFrom(server1))
 			b.after(time.Minute)
-			require.Len(t, c.responses, 1)
-			require.Equal(t, []error{nil}, c.ends)
-			require.Equal(t, 6*time.Second, c.at.Sub(r.Arrival))
+			require.Len(t, c.got(), 1)
+			require.Equal(t, []error{nil}, c.ended())
+			require.Equal(t, 6*time.Second, c.when().Sub(r.Arrival))
 		})
 	})
 	t.Run("group request, too late", func(t *testing.T) {
 		inBench(t, withBackup, func(b *bench) {
-			b.leg.down[first] = nil
+			b.leg.lose(first, nil)
 			c, _ := b.group(2)
 			b.after(time.Minute)
 			require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
@@ -240,7 +241,7 @@ func TestFailover(t *testing.T) {
 			b.after(time.Second)
 			b.only().end(errRefused)
 			require.Len(t, b.leg.all(), 1, "what came would come again")
-			require.Len(t, c.ends, 1)
+			require.Len(t, c.ended(), 1)
 		})
 	})
 }
@@ -254,7 +255,7 @@ func TestNamed(t *testing.T) {
 		c, _ := b.request(codes.GET)
 		require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
 		require.Empty(t, b.leg.all())
-		b.leg.names = map[string]netip.Addr{"proxy.example": netip.MustParseAddr("192.0.2.9")}
+		b.leg.name("192.0.2.9")
 		b.after(time.Minute)
 		c, _ = b.request(codes.GET)
 		s := b.only()
@@ -263,21 +264,21 @@ func TestNamed(t *testing.T) {
 		require.Zero(t, b.chain.NStart(netip.MustParseAddrPort(second)))
 		c.cancel.Cancel()
 
-		b.leg.down[first] = errRefused
-		b.leg.names["proxy.example"] = netip.MustParseAddr("192.0.2.10")
+		b.leg.lose(first, errRefused)
+		b.leg.name("192.0.2.10")
 		b.request(codes.GET)
 		b.after(2 * time.Second)
 		c, _ = b.request(codes.GET)
 		all := b.leg.all()
 		require.Equal(t, netip.MustParseAddrPort(second), all[len(all)-1].request.Target.Addr)
 		c.cancel.Cancel()
-		b.leg.names = nil // the name server is gone, and the address stays
-		b.leg.down[second] = errRefused
+		b.leg.name("") // the name server is gone, and the address stays
+		b.leg.lose(second, errRefused)
 		b.request(codes.GET)
-		delete(b.leg.down, second)
+		b.leg.restore(second)
 		b.after(2 * time.Second)
 		c, _ = b.request(codes.GET)
-		require.Empty(t, c.ends)
+		require.Empty(t, c.ended())
 		c.cancel.Cancel()
 	})
 }

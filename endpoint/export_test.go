@@ -98,3 +98,6 @@ func (c *Client) Port(i int) *Endpoint {
 	defer c.mu.Unlock()
 	return c.ports[0][i]
 }
+
+// TCPRoundTrip is what the kernel measured.
+var TCPRoundTrip = tcpRoundTrip

@@ -329,8 +329,15 @@ func (a *announcing) Locate(t *exchange.Target) {
 // Respond implements exchange.Sink.
 func (a *announcing) Respond(p *exchange.Response) exchange.Verdict {
 	a.response = *p
-	if p.GroupPort != 0 && p.From.IsValid() && a.found.route != nil && a.found.route.Servers != Direct {
-		a.response.ReplyFrom = a.announce(p)
+	if p.GroupPort != 0 && a.found.route != nil && a.found.route.Servers != Direct {
+		switch {
+		case p.From.IsValid():
+			a.response.ReplyFrom = a.announce(p) // GP-102, behind a next proxy
+		case p.ReplyFrom != nil:
+			// What a reverse-proxy behind a next proxy announces is no address that a
+			// mapping could lead to, and not the client's to know (GP-112).
+			a.response.ReplyFrom = []byte{}
+		}
 	}
 	if p.Code == codes.Created && wire.Has(p.Options, wire.LocationPath) {
 		a.response.Options = a.relocated(p.Options)

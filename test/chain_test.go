@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -466,6 +467,84 @@ func TestChainThroughLibcoap(t *testing.T) {
 		require.Len(t, lastOne.entries("multicast"), 3)
 		require.Zero(t, counted(first, "next_hop_responses_unnamed_total{next}"))
 	})
+}
+
+// GP-102: the first proxy stands in for the servers behind the last one too. What
+// it announces leads to them through the chain, though they are no targets of the
+// next hop.
+func TestChainReverse(t *testing.T) {
+	t.Parallel()
+	servers, group := members(t, 3, content)
+	proxies := chained(t, group, 2, func(i int, s *settings) {
+		s.cache = "enabled: false"
+		if i == 0 {
+			s.client = ""
+			s.top = strings.Replace(s.top, `"*"`, `"coap://`+group.String()+`"`, 1) +
+				fmt.Sprintf("\nroutes:\n- {name: all, path: /devices, to: %q, servers: by-host}", "coap://"+group.String())
+		}
+	})
+	c := newClient(t, here, clientAddr, proxies[0].addr())
+	responses := c.gatherN(&coap.Message{Type: coap.NON, Code: coap.GET, Options: []coap.Option{timeout(60), coap.Opt(coap.URIPath, "devices"), coap.Opt(coap.URIPath, "x")}}, len(servers))
+	seen := make(map[string]bool)
+	for _, in := range responses {
+		require.Len(t, in.All(coap.ReplyFrom), 1)
+		seen[string(in.All(coap.ReplyFrom)[0])] = true
+	}
+	require.Len(t, seen, len(servers))
+	for _, s := range servers { // GP-53, GP-118: what item 2 says goes into Uri-Host and Uri-Port
+		in := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: []coap.Option{coap.Opt(coap.URIHost, s.addr().Addr().String()),
+			coap.Uint(coap.URIPort, uint32(s.addr().Port())), coap.Opt(coap.URIPath, "y")}})
+		require.Equal(t, s.name+"/y", string(in.Payload), "%v", in.Message)
+	}
+	require.GreaterOrEqual(t, counted(proxies[0], "next_hop_requests_total{next}"), float64(1+len(servers)))
+}
+
+// An HTTP client in front of a chain.
+func TestChainBehindHTTP(t *testing.T) {
+	t.Parallel()
+	servers, group := members(t, 3, content)
+	proxies := chained(t, group, 3, func(i int, s *settings) {
+		if i == 0 {
+			s.listen = "- http://127.0.0.1:0"
+		}
+	})
+	text := curl(t, "http://"+proxies[0].addr().String()+"/hc/"+groupURI(group, "/temp"), "-H", "Multicast-Timeout: 3")
+	require.True(t, strings.HasPrefix(text, "HTTP/1.1 200"), text)
+	for _, s := range servers {
+		require.Contains(t, text, "Content-Location: coap://"+s.addr().String()+"/temp\r\n")
+	}
+	text = curl(t, "http://"+proxies[0].addr().String()+"/hc/"+groupURI(group, "/temp2"), "-H", "Multicast-Timeout: 1")
+	require.Contains(t, text, "Multicast-Timeout: 2\r\n") // GP-96
+	server := single(t, content)
+	text = curl(t, "http://"+proxies[0].addr().String()+"/hc/coap://"+server.addr().String()+"/x")
+	require.Contains(t, text, "server/x")
+}
+
+// Other transports between the proxies, bodies in blocks through them, and GP-90:
+// each proxy asks who the hop before it is, and what that may do.
+func TestChainTransports(t *testing.T) {
+	t.Parallel()
+	body := pattern(3000)
+	servers, group := members(t, 3, blockwise(body, 4))
+	for _, scheme := range []string{"coap", "coap+tcp", "coap+ws"} {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			last := startProxy(t, group, settings{listen: "- " + scheme + "://127.0.0.1:0", client: `forward: ["coap://127.0.2.0/24:*"]`})
+			p := startProxy(t, group, settings{client: `forward: ["coap://*:*"]`, groups: fmt.Sprintf("- {name: devices, uri: %q}", "coap://"+group.String()),
+				top: nextHop(scheme+"://"+last.addr().String(), "")})
+			p.waitFor("next hop is up")
+			c := newClient(t, here, clientAddr, p.addr())
+			responses := c.gatherN(get(coap.NON, groupURI(group, "/x"), timeout(3)), len(servers))
+			require.Len(t, payloads(t, responses), len(servers))
+			for _, in := range responses {
+				require.Equal(t, coap.CodeOf(2, 5), in.Code)
+			}
+			require.Equal(t, coap.CodeOf(4, 1), c.ask(get(coap.CON, "coap://127.0.3.1/x")).Code)                       // by the last one
+			eventually(t, func() bool { return slices.Contains(last.refusals(), "denied") }, "the refusal in the log") // GP-90
+			last.stop()
+			eventually(t, func() bool { return c.ask(get(coap.CON, "coap://127.0.2.1:1/y")).Code == coap.CodeOf(5, 2) }, "5.02")
+		})
+	}
 }
 
 // coapproxy trace: every proxy on the way by its name, and none is hidden by one
