@@ -142,7 +142,7 @@ func (s *continued) take(p *exchange.Response) {
 	c := &completion{steps: steps{leg: s.layer.Unicast}, block: p.Clone()}
 	s.fetches[c] = true
 	request := *s.request
-	request.Target = exchange.Target{Scheme: "coap", Addr: p.From, NextHop: request.Target.NextHop} // GC-55
+	request.Target = exchange.Target{Scheme: "coap", Addr: p.From, NextHop: request.Target.NextHop} // GC-51, GC-55
 	first := *c.block
 	first.Payload = append(make([]byte, 0, 2*len(p.Payload)), p.Payload...)
 	f := &fetch{steps: &c.steps, request: &request, first: &first, limit: limit, read: wire.ParseBlock}

@@ -86,7 +86,7 @@ func TestContinuation(t *testing.T) {
 		require.Empty(g, w.responses())
 		for i := 0; i < len(g.unicast.requests()); i++ { // each in its turn
 			a := g.unicast.requests()[i]
-			require.Equal(g, exchange.Target{Scheme: "coap", Addr: a.Target.Addr}, a.Target) // GC-55
+			require.Equal(g, exchange.Target{Scheme: "coap", Addr: a.Target.Addr}, a.Target) // GC-51, GC-55
 			require.Equal(g, codes.GET, a.Method)
 			require.True(g, a.Confirmable)
 			require.Zero(g, a.Timeout)

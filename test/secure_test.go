@@ -33,7 +33,7 @@ func startSecured(t *testing.T, clients string) *securedProxy {
 		listen: "- coaps://127.0.0.1:0\n- coaps+tcp://127.0.0.1:0\n- coaps+ws://127.0.0.1:0",
 		top: fmt.Sprintf("credentials:\n  psk: %s\n  certificate: %s\n  key: %s\n  client_authorities: %s\n  servers: {authorities: %s}",
 			psk, s.own.cert, s.own.key, s.clients.file, s.servers.file),
-		clients: "- name: gateway\n  psk: gw\n  " + everyScheme + "\n- name: meter\n  certificate: uri:urn:dev:meter\n  " + everyScheme + "\n" + clients,
+		clients: "- name: nobody\n  psk: other\n- name: gateway\n  psk: gw\n  " + everyScheme + "\n- name: meter\n  certificate: uri:urn:dev:meter\n  " + everyScheme + "\n" + clients,
 	})
 	return s
 }
@@ -138,6 +138,7 @@ func TestForeignCertificates(t *testing.T) {
 	require.Contains(t, out.stdout, "server/x", out.stderr)
 	require.Len(t, origin.requests(), 3)
 	// It is all in the log and counted.
+	require.Len(t, s.entries("there is no key for this client"), 1)
 	require.NotEmpty(t, s.entries("TLS handshake failed"))
 	require.NotEmpty(t, s.entries("DTLS handshake failed"))
 	counters := s.counters()

@@ -67,6 +67,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	if g.secrets, err = c.Credentials.Load(); err != nil {
 		return nil, err
 	}
+	withoutKey(c, g.secrets, log)
 	dedup := dedupOf(c)
 	groupLeg, err := multicast.New(ctx, multicast.Config{Engine: p.engine, Open: openGroup(c), Groups: groupsOf(c), Dedup: dedup,
 		ReuseList: c.Limits.ReuseList, Observations: c.Limits.Observations, Stats: &p.stats.groups, EndpointStats: &p.stats.messages, Log: log.Named("group")})

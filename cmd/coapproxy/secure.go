@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/tls"
 
+	"go.uber.org/zap"
+
 	"coapproxy/config"
 	"coapproxy/endpoint"
 	"coapproxy/exchange"
@@ -47,5 +49,14 @@ func replaced(before, now *config.Loaded) func(*exchange.Security) bool {
 			return !bytes.Equal(before.PSK[proven.PSKIdentity], now.PSK[proven.PSKIdentity])
 		}
 		return !before.ClientAuthorities.Equal(now.ClientAuthorities)
+	}
+}
+
+// withoutKey says which clients nobody can be, because no key has their identity.
+func withoutKey(c *config.Config, s *config.Loaded, log *zap.Logger) {
+	for i := range c.Clients {
+		if cl := &c.Clients[i]; cl.PSK != "" && s.PSK[cl.PSK] == nil {
+			log.Warn("there is no key for this client", zap.String("client", cl.Name), zap.String("identity", cl.PSK))
+		}
 	}
 }
