@@ -10,9 +10,10 @@ import (
 	"coapproxy/wire"
 )
 
-// Stats counts what the policy does beside refusing requests.
+// Stats counts the requests of those who asked too much.
 type Stats struct {
-	ObservationsRefused atomic.Uint64 `metric:"observations_refused_total" help:"Registrations made plain requests because their client had its max_observations."`
+	Limited             [limits]atomic.Uint64 `metric:"limited_total" help:"Requests refused by a limit, by whose it is." label:"by"`
+	ObservationsRefused atomic.Uint64         `metric:"observations_refused_total" help:"Registrations made plain requests because their client had its max_observations."`
 }
 
 // observation counts a registration against what its client may observe, or

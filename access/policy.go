@@ -28,6 +28,8 @@ type Policy struct {
 	groups       map[netip.AddrPort]*group
 	named        map[hostPort]*group
 	heard        *Heard
+	clients      []*client // in the order of the configuration
+	prefixes     *prefixes // nil: no limit
 }
 
 type hostPort struct {
@@ -54,6 +56,8 @@ type client struct {
 	observing atomic.Int64
 	groupRate *rate.Limiter // nil: no limit
 	rate      *rate.Limiter
+	requests  atomic.Uint64
+	last      atomic.Int64 // Unix time of the latest request
 }
 
 // New returns the policy in front of next. heard is where servers that
@@ -63,6 +67,7 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 	if p.config.Stats == nil {
 		p.config.Stats = &Stats{}
 	}
+	p.prefixes = newPrefixes(config.PrefixRate, config.PrefixBurst)
 	byName := make(map[string]*group)
 	for _, g := range config.Groups {
 		kept := &group{Group: g, rate: limiter(g.Rate, g.Burst)}
@@ -86,6 +91,7 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 		kept := &client{Client: c, identity: &exchange.Identity{}}
 		*kept.identity = c.Identity
 		kept.identity.Permissions = kept
+		p.clients = append(p.clients, kept)
 		if !c.AllGroups {
 			kept.groups = make(map[*group]bool)
 			for _, name := range c.Groups {
@@ -199,6 +205,11 @@ func (p *Policy) groupOf(host string, addr netip.AddrPort) *group {
 
 // Exchange implements exchange.Handler.
 func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+	if r.Client == nil || !r.Client.Authenticated {
+		if l := p.prefixes.exceeded(r.Peer.Addr(), r.Arrival); l != nil {
+			return p.limited(w, byPrefix, l)
+		}
+	}
 	if r.Target.Group && len(p.config.Groups) == 0 {
 		return exchange.Fail(w, exchange.Failf(exchange.GroupsDisabled, "group requests are not enabled")) // GP-22
 	}
@@ -206,8 +217,9 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	if !ok {
 		return exchange.Fail(w, exchange.Failf(exchange.Denied, "client not identified").Because("clients")) // GP-23, FP-85
 	}
+	c.note(r.Arrival)
 	if exceeds(c.rate, r.Arrival) {
-		return exchange.Fail(w, tooMany(c.rate))
+		return p.limited(w, byClient, c.rate)
 	}
 	w = p.observation(r, w, c)
 	if r.Target.Group {
@@ -220,6 +232,12 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		return exchange.Fail(w, exchange.Failf(exchange.Denied, "target not allowed").Because(key)) // FP-7, FP-11
 	}
 	return p.next.Exchange(r, w)
+}
+
+// limited refuses a request for a limit that is exhausted.
+func (p *Policy) limited(w exchange.Sink, by int, l *rate.Limiter) exchange.Canceler {
+	p.config.Stats.Limited[by].Add(1)
+	return exchange.Fail(w, tooMany(l))
 }
 
 func tooMany(l *rate.Limiter) *exchange.Failure {
@@ -261,14 +279,14 @@ func (p *Policy) group(r *exchange.Request, w exchange.Sink, c *client) exchange
 		r.Target.Also[i].Name = also.Name
 	}
 	if exceeds(c.groupRate, r.Arrival) {
-		return exchange.Fail(w, tooMany(c.groupRate))
+		return p.limited(w, byClientGroup, c.groupRate)
 	}
 	if exceeds(g.rate, r.Arrival) {
-		return exchange.Fail(w, tooMany(g.rate))
+		return p.limited(w, byGroup, g.rate)
 	}
 	for _, a := range r.Target.Also {
 		if also := p.groupOf(r.Target.Host, a.Addr); also != g && exceeds(also.rate, r.Arrival) {
-			return exchange.Fail(w, tooMany(also.rate))
+			return p.limited(w, byGroup, also.rate)
 		}
 	}
 	if !c.AllowNoResponseZero {
@@ -279,6 +297,7 @@ func (p *Policy) group(r *exchange.Request, w exchange.Sink, c *client) exchange
 	}
 	if c.running.Add(1) > int64(c.MaxExchanges) {
 		c.running.Add(-1)
+		p.config.Stats.Limited[byExchanges].Add(1)
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.TooManyRequests, Detail: "too many group requests are running", RetryAfter: time.Second})
 	}
 	return p.next.Exchange(r, &groupSink{sink: w, client: c, heard: p.heard, names: r.Target})

@@ -120,4 +120,8 @@ type Config struct {
 	// limit (GP-113, FP-37), with their bursts.
 	GroupRate, RequestRate   float64
 	GroupBurst, RequestBurst int
+	// PrefixRate and PrefixBurst are the same per source network of clients that
+	// have proven nothing but their address (FP-37, HC-105).
+	PrefixRate  float64
+	PrefixBurst int
 }

@@ -121,6 +121,9 @@ func (c *Chain) Wait() {
 	for _, h := range c.hops {
 		for _, p := range h.peers {
 			c.config.Engine.Unschedule(&p.retry)
+			if p.up.Swap(false) { // those who count it now have counted it again
+				h.Stats.Up.Add(-1)
+			}
 		}
 	}
 }

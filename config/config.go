@@ -295,6 +295,11 @@ type Limits struct {
 	// RequestRate and RequestBurst are the same for all requests (FP-37).
 	RequestRate  float64 `yaml:"request_rate"`
 	RequestBurst int     `yaml:"request_burst"`
+	// PrefixRate and PrefixBurst are the same per source network of clients that
+	// have proven nothing but their address: per IPv4 address, per /64 of IPv6
+	// (FP-37, HC-105).
+	PrefixRate  float64 `yaml:"prefix_rate"`
+	PrefixBurst int     `yaml:"prefix_burst"`
 	// ReuseList bounds the freed group Tokens that wait for reuse (GC-24).
 	ReuseList int `yaml:"reuse_list"`
 	// ReverseMappings bounds the servers remembered because they were announced as

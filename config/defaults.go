@@ -59,6 +59,7 @@ func Default() *Config {
 			GroupBurst:      10,
 			RequestRate:     0, // FP-37
 			RequestBurst:    100,
+			PrefixBurst:     100,
 			ReuseList:       65536, // GC-24
 			ReverseMappings: 16384,
 			ReverseLifetime: 24 * time.Hour, // GP-102

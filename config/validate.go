@@ -315,6 +315,8 @@ func (v *validator) limits() {
 	between(v, "limits.group_rate", l.GroupRate, 0, maxRate)     // GP-113
 	between(v, "limits.group_burst", l.GroupBurst, 1, maxBurst)  // GP-113
 	between(v, "limits.request_rate", l.RequestRate, 0, maxRate) // FP-37
+	between(v, "limits.prefix_rate", l.PrefixRate, 0, maxRate)
+	between(v, "limits.prefix_burst", l.PrefixBurst, 1, maxBurst)
 	between(v, "limits.request_burst", l.RequestBurst, 1, maxBurst)
 	between(v, "limits.reuse_list", l.ReuseList, 1, 1<<24) // GC-24
 	taken := map[HostPort]string{}

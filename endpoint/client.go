@@ -175,6 +175,7 @@ type call struct {
 	port        *Endpoint   // nil before its turn
 	id          uint16
 	begun       time.Time // when it had its turn
+	exchange    uint64    // of the exchange, for the log
 	open        *openCall // nil: it ends with its response
 	sealing     exchange.Sealing
 }
@@ -208,6 +209,7 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		}
 	}
 	k.server = s
+	k.exchange = r.ID
 	k.token = c.newToken()
 	c.calls[k.token] = k
 	c.admitOpen(k, &m)
@@ -222,6 +224,9 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		if displaced != nil {
 			c.config.Engine.Unschedule(&displaced.deadline)
 			displaced.end(errServerBusy)
+		}
+		if ce := c.config.Log.Check(zap.DebugLevel, "waits for its turn with the server"); ce != nil {
+			ce.Write(zap.Uint64("exchange", r.ID), zap.Stringer("server", r.Target.Addr))
 		}
 		return k
 	}
@@ -334,6 +339,9 @@ func (c *Client) send(k *call, m *wire.Message, err error) {
 		m.Token, m.ID = k.tokenBytes[:], k.id
 		peer := k.server.peer
 		peer.name = k.name
+		if ce := c.config.Log.Check(zap.DebugLevel, "asks the server"); ce != nil {
+			ce.Write(zap.Uint64("exchange", k.exchange), zap.Stringer("server", peer.Addr), zap.Stringer("type", m.Type), zap.Uint16("message", k.id), zap.Stringer("from", k.port.LocalAddr()))
+		}
 		err = k.port.Send(peer, Path{}, m, k)
 		if errors.Is(err, errOutboxFull) {
 			err = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait to be sent", RetryAfter: time.Second, Err: err}
@@ -443,6 +451,9 @@ func (c *Client) HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool {
 	c.mu.Unlock()
 	c.config.Engine.Unschedule(&k.deadline)
 	c.config.Stats.Latency.Observe(e.Now().Sub(k.begun))
+	if ce := c.config.Log.Check(zap.DebugLevel, "the server answers"); ce != nil {
+		ce.Write(zap.Uint64("exchange", k.exchange), zap.Stringer("server", peer.Addr), zap.String("code", wire.CodeString(m.Code)), zap.Duration("after", e.Now().Sub(k.begun)))
+	}
 	e.Settle(peer.Addr, k.id) // a response implies the ACK (RFC 7252 §5.2.2)
 	if next != nil {
 		c.send(next, next.request, err)

@@ -121,7 +121,7 @@ func FuzzEndpointReceive(f *testing.F) {
 			Stats: &stats, Log: zap.NewNop()})
 
 		port := &sounding{t: t}
-		c, err := NewClient(t.Context(), ClientConfig{Engine: engine, Stats: &stats, KeepType: true, NStart: func(netip.AddrPort) int { return 2 },
+		c, err := NewClient(t.Context(), ClientConfig{Engine: engine, Stats: &stats, Log: zap.NewNop(), KeepType: true, NStart: func(netip.AddrPort) int { return 2 },
 			Queue: 2, TimeoutCON: time.Minute, TimeoutNON: time.Minute, Ports: 1, Servers: 1})
 		if err != nil {
 			t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
+	"go.uber.org/zap"
 
 	"coapproxy/exchange"
 	"coapproxy/wire"
@@ -108,6 +109,11 @@ func (e *Endpoint) undeliverable(d *Datagram) {
 // sendFailed handles a message that the kernel refused to send. It runs under
 // the lock of writes, so the watcher learns it on the engine's goroutine.
 func (e *Endpoint) sendFailed(d *Datagram, err error) {
+	if d.Peer.Addr.Addr().IsMulticast() { // nobody else learns it: no member would have said anything
+		e.Log.Warn("not sent to the group", zap.Stringer("group", d.Peer.Addr), zap.Stringer("from", e.LocalAddr()), zap.Error(err))
+	} else if ce := e.Log.Check(zap.DebugLevel, "not sent"); ce != nil {
+		ce.Write(zap.Stringer("peer", d.Peer.Addr), zap.Error(err))
+	}
 	id, ok := ownID(d.Data)
 	if !ok {
 		return

@@ -26,6 +26,9 @@ type UDPOptions struct {
 	Errors bool
 	// Multicast makes it a socket for sending to groups.
 	Multicast *MulticastOptions
+	// Socket is one that is bound to the address already; it is closed. Nil: a new
+	// one is opened.
+	Socket *os.File
 }
 
 // MulticastOptions say how datagrams to a group leave (GC-6, GC-7).
@@ -63,16 +66,35 @@ func ListenUDP(ctx context.Context, local netip.AddrPort, o UDPOptions) (*UDPCon
 	if local.Addr().Is6() {
 		network = "udp6"
 	}
-	var lc net.ListenConfig
-	pc, err := lc.ListenPacket(ctx, network, local.String())
+	pc, err := openUDP(ctx, network, local, o.Socket)
 	if err != nil {
 		return nil, err
 	}
-	u := &UDPConn{conn: pc.(*net.UDPConn), packetInfo: local.Addr().IsUnspecified() && o.PacketInfo}
+	u := &UDPConn{conn: pc, packetInfo: local.Addr().IsUnspecified() && o.PacketInfo}
 	bound := u.conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	u.local = netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port())
 	if err := u.setUp(network == "udp6", o); err != nil {
 		return nil, errors.Join(fmt.Errorf("set up UDP socket %v: %w", u.local, err), u.conn.Close())
+	}
+	return u, nil
+}
+
+func openUDP(ctx context.Context, network string, local netip.AddrPort, socket *os.File) (*net.UDPConn, error) {
+	var lc net.ListenConfig
+	var pc net.PacketConn
+	var err error
+	if socket != nil {
+		defer socket.Close() // it is copied
+		pc, err = net.FilePacketConn(socket)
+	} else {
+		pc, err = lc.ListenPacket(ctx, network, local.String())
+	}
+	if err != nil {
+		return nil, err
+	}
+	u, ok := pc.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(errors.New("not a UDP socket"), pc.Close())
 	}
 	return u, nil
 }

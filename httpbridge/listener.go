@@ -27,6 +27,10 @@ type ListenConfig struct {
 	// same port. Nil: plain HTTP/1.1.
 	TLS   *TLSConfig
 	Front *Front
+	// TCP and UDP are sockets that are open at Addr already; nil: they are opened.
+	// The Listener owns them.
+	TCP *net.TCPListener
+	UDP net.PacketConn
 	// MaxHeader is the longest request header in bytes, 16 KiB (HC-97).
 	MaxHeader int
 	// MaxConns and MaxPeerConns bound the open connections, 4096, and those of
@@ -88,9 +92,12 @@ type Listener struct {
 // Listen opens the sockets. Serve closes them.
 func Listen(config ListenConfig) (*Listener, error) {
 	c := config.withDefaults()
-	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.Addr))
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+	tcp := c.TCP
+	if tcp == nil {
+		var err error
+		if tcp, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.Addr)); err != nil {
+			return nil, fmt.Errorf("listen: %w", err)
+		}
 	}
 	l := &Listener{config: c, tcp: tcp, conns: connLimit{max: c.MaxConns, maxPeer: c.MaxPeerConns, stats: c.Front.Stats,
 		peers: make(map[netip.Addr]int)}}
@@ -106,7 +113,11 @@ func Listen(config ListenConfig) (*Listener, error) {
 	}}
 	if !c.TLS.NoHTTP3 {
 		addr := net.UDPAddrFromAddrPort(l.Addr())
-		if l.udp, err = net.ListenUDP("udp", addr); err != nil {
+		var err error
+		if l.udp = c.UDP; l.udp == nil {
+			l.udp, err = net.ListenUDP("udp", addr)
+		}
+		if err != nil {
 			_ = tcp.Close()
 			return nil, fmt.Errorf("listen for HTTP/3: %w", err)
 		}

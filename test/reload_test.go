@@ -277,7 +277,7 @@ func TestReloadsLeakNothing(t *testing.T) {
 	t.Parallel()
 	_, group := members(t, 2, content)
 	origin := single(t, content)
-	s := forwarding
+	s := privately(forwarding)
 	s.log = "info"
 	p := startProxy(t, group, s)
 	c := newClient(t, here, clientAddr, p.addr())
@@ -287,6 +287,7 @@ func TestReloadsLeakNothing(t *testing.T) {
 		require.Equal(t, coap.CodeOf(2, 5), c.ask(get(coap.CON, fmt.Sprintf("coap://%v/x", origin.addr()))).Code)
 	}
 	exercise()
+	goroutines := p.scrape()["go_goroutines"]
 	files := p.files()
 	for i := range 20 {
 		s.proxy = fmt.Sprintf("hop_limit: %d", i+1)
@@ -301,6 +302,8 @@ func TestReloadsLeakNothing(t *testing.T) {
 	}
 	require.Less(t, p.resident(), resident+16<<20, "bytes of memory")
 	eventually(t, func() bool { return p.files() <= files }, "for old sockets to be closed")
+	eventually(t, func() bool { return p.scrape()["go_goroutines"] <= goroutines+2 }, "for old goroutines to end")
+	require.InDelta(t, 1, p.scrape()["coapproxy_config_generations"], 0)
 	require.Len(t, p.entries("configuration read again"), 100)
 }
 

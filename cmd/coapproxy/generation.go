@@ -30,6 +30,7 @@ type generation struct {
 	// on; it leads to the legs.
 	entry, exit exchange.Handler
 	policy      *access.Policy
+	targets     *proxy.Targets
 	config      *config.Config
 	protected   *proxy.Protection
 	members     membership.Groups
@@ -107,11 +108,15 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	if err := p.webOf(c, g, log.Named("http")); err != nil {
 		return nil, err
 	}
-	if err := prepareGroups(c, groupLeg, log); err != nil {
-		return nil, err
-	}
-	g.protected, err = p.protectionOf(c, targets, log.Named("oscore"))
-	return g, err
+	g.targets = targets
+	return g, prepareGroups(c, groupLeg, log)
+}
+
+// protect makes requests protected with the OSCORE contexts of g's configuration
+// work. It comes last, because it takes contexts away that there are no more.
+func (p *runningProxy) protect(g *generation, log *zap.Logger) (err error) {
+	g.protected, err = p.protectionOf(g.config, g.targets, log.Named("oscore"))
+	return err
 }
 
 // serve makes g the generation that gets the requests.

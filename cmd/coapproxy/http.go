@@ -154,6 +154,9 @@ func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, front *ht
 	if l.Scheme == "https" {
 		settings.TLS = &httpbridge.TLSConfig{Config: p.serverTLS, NoHTTP3: !c.HTTP.HTTP3}
 	}
+	if err := p.sockets.forHTTP(&settings); err != nil {
+		return nil, err
+	}
 	web, err := httpbridge.Listen(settings)
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"coapproxy/config"
 	"coapproxy/endpoint"
@@ -195,8 +196,12 @@ func (p *runningProxy) open(c *config.Config, g *generation, l config.Listener, 
 // datagrams opens a listener over UDP, or over DTLS: with pre-shared keys, a
 // certificate, or both, by the choice of the client.
 func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.Logger) (*listener, error) {
+	passed, err := p.sockets.take(l.Addr, unix.SOCK_DGRAM)
+	if err != nil {
+		return nil, err
+	}
 	conn, err := endpoint.ListenUDP(p.ctx, l.Addr, endpoint.UDPOptions{ReceiveBuffer: int(c.Limits.ReceiveBuffer),
-		SendBuffer: int(c.Limits.ReceiveBuffer), PacketInfo: true})
+		SendBuffer: int(c.Limits.ReceiveBuffer), PacketInfo: true, Socket: passed})
 	if err != nil {
 		return nil, err
 	}
@@ -230,12 +235,7 @@ func (p *runningProxy) streamServer(c *config.Config, log *zap.Logger) *endpoint
 
 // connections opens a listener over TCP or WebSocket.
 func (p *runningProxy) connections(l config.Listener, log *zap.Logger) (*listener, error) {
-	var lc net.ListenConfig
-	network := "tcp4"
-	if l.Addr.Addr().Is6() {
-		network = "tcp6"
-	}
-	socket, err := lc.Listen(p.ctx, network, l.Addr.String())
+	socket, err := p.sockets.listenTCP(p.ctx, l.Addr)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"time"
 
@@ -10,9 +11,16 @@ import (
 	"coapproxy/config"
 )
 
-// newLog makes the logger the configuration asks for. Its level can be changed.
-func newLog(c config.Log, w io.Writer) (*zap.Logger, zap.AtomicLevel) {
-	level := zap.NewAtomicLevelAt(levelOf(c))
+// logControl changes the level of a logger and knows its writer.
+type logControl struct {
+	zap.AtomicLevel
+	writer *logWriter
+}
+
+// newLog makes the logger the configuration asks for. It never waits for who
+// reads w.
+func newLog(c config.Log, w io.Writer) (*zap.Logger, logControl) {
+	level := logControl{zap.NewAtomicLevelAt(levelOf(c)), &logWriter{to: w}}
 	e := zap.NewProductionEncoderConfig()
 	e.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	e.EncodeDuration = zapcore.StringDurationEncoder
@@ -23,7 +31,16 @@ func newLog(c config.Log, w io.Writer) (*zap.Logger, zap.AtomicLevel) {
 		e.ConsoleSeparator = " "
 		encoder = zapcore.NewConsoleEncoder(e)
 	}
-	core := zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)
+	level.writer.lost = func(n uint64) []byte {
+		buf, err := encoder.Clone().EncodeEntry(zapcore.Entry{Level: zapcore.WarnLevel, Time: time.Now(),
+			Message: "log lines were dropped because nobody read them"}, []zapcore.Field{zap.Uint64("lines", n)})
+		if err != nil {
+			return nil
+		}
+		defer buf.Free()
+		return bytes.Clone(buf.Bytes())
+	}
+	core := zapcore.NewCore(encoder, level.writer, level)
 	return zap.New(zapcore.NewSamplerWithOptions(core, time.Second, sampleFirst, sampleThen)), level
 }
 

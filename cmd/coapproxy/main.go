@@ -40,6 +40,8 @@ func commands() []command {
 		{"oscore", "new|show FILE ...", "make the two ends of an OSCORE context, or show one", runOSCORE},
 		{"trace", "[flags] --via PROXY URI", "show the proxies on the way to a URI", runTrace},
 		{"decode", "HEX", "explain a CoAP message option by option", runDecode},
+		{"status", "[flags]", "tell how the running proxy is", runStatus},
+		{"reload", "[flags]", "have the running proxy read its configuration again", runReload},
 		{"cache", "show|flush|stats", "show or drop the stored responses of the running proxy", runCache},
 		{"manual", "", "print the manual page", runManual},
 		{"completion", "bash|zsh|fish", "print a script that completes commands and flags in a shell", runCompletion},

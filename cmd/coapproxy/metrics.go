@@ -13,11 +13,13 @@ import (
 	"coapproxy/endpoint"
 	"coapproxy/exchange"
 	"coapproxy/metrics"
+	"coapproxy/oscorehop"
 )
 
 // reloads counts new configurations.
 type reloads struct {
 	Outcomes [2]atomic.Uint64 `metric:"reloads_total" help:"Configurations read again, by what became of them." label:"outcome"`
+	Refused  atomic.Int64     `metric:"refused" help:"1 if the configuration that was read last was refused, so that the one before is in use."`
 	Last     atomic.Int64     `metric:"last_success_timestamp_seconds" help:"When the configuration in use was read, in Unix time."`
 }
 
@@ -27,9 +29,11 @@ func (*reloads) LabelValues(string) [][]string { return [][]string{{"accepted", 
 func (r *reloads) note(err error) {
 	if err != nil {
 		r.Outcomes[1].Add(1)
+		r.Refused.Store(1)
 		return
 	}
 	r.Outcomes[0].Add(1)
+	r.Refused.Store(0)
 	r.Last.Store(time.Now().Unix())
 }
 
@@ -54,6 +58,41 @@ func (p *runningProxy) registerGauges() {
 	p.metrics.Func("coap_upstream_queued", "Requests that wait for their turn with a single server.", sum(func(g *generation) int { _, n := g.queued(); return n }))
 	p.metrics.Func("group_queued", "Requests that wait for their turn with a group.", sum(func(g *generation) int { n, _ := g.queued(); return n }))
 	p.metrics.Func("proxy_lookups", "Names being resolved.", sum(func(g *generation) int { return g.names.Pending() }))
+}
+
+// registerKeyUse adds how far the keys of the OSCORE contexts are used up (OC-54).
+func (p *runningProxy) registerKeyUse() {
+	most := func(of func(u oscorehop.Usage) int64, add bool) func() int64 {
+		return func() (n int64) {
+			p.mu.Lock()
+			hop := p.oscore
+			p.mu.Unlock()
+			if hop == nil {
+				return 0
+			}
+			for _, c := range hop.ring.All() {
+				if v := of(c.Usage()); add {
+					n += v
+				} else {
+					n = max(n, v)
+				}
+			}
+			return n
+		}
+	}
+	atLeast := func(l oscorehop.Level) func(oscorehop.Usage) int64 {
+		return func(u oscorehop.Usage) int64 {
+			if u.Level >= l {
+				return 1
+			}
+			return 0
+		}
+	}
+	p.metrics.Func("oscore_contexts", "OSCORE contexts that are open.", most(atLeast(oscorehop.Normal), true))
+	p.metrics.Func("oscore_contexts_wearing_out", "OSCORE contexts that have used half of what one of their limits allows: make new ones.", most(atLeast(oscorehop.Watch), true))
+	p.metrics.Func("oscore_contexts_used_up", "OSCORE contexts at one of their limits, which do not work any more.", most(atLeast(oscorehop.Refused), true))
+	p.metrics.Func("oscore_aead_encryptions", "Messages protected with one key, at most: the OSCORE context that has the most.", most(func(u oscorehop.Usage) int64 { return int64(u.Encryptions) }, false))
+	p.metrics.Func("oscore_aead_failures", "Messages that were forged for one key, at most: the OSCORE context that has the most.", most(func(u oscorehop.Usage) int64 { return int64(u.Failures) }, false))
 }
 
 // generations are the one that serves and the old ones.

@@ -45,6 +45,7 @@ type runningProxy struct {
 	heard    *access.Heard
 	holdBack *proxy.HoldBack
 	own      *ownAddresses
+	sockets  *sockets // from the service manager; nil for none
 	// roundTrips measures the ways to clients and next proxies; nil: nobody asks.
 	roundTrips *endpoint.RoundTrips
 	hops       map[string]*chain.Stats
@@ -82,13 +83,13 @@ type stats struct {
 	upstream upstreamStats
 	groups   multicast.Stats
 	fronts   proxy.Stats
-	access   access.Stats
 	http     httpbridge.Stats
 	httpLeg  httpbridge.LegStats
 	bodies   blockwise.Stats
 	blocks   blockwise.DownstreamStats
 	control  control.Stats
 	reloads  reloads
+	access   access.Stats
 
 	directories membership.DirectoryStats
 }
@@ -102,9 +103,9 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("group", &s.groups, nil)
 	r.Register("blockwise", &s.bodies, nil)
 	r.Register("blockwise", &s.blocks, nil)
-	r.Register("access", &s.access, nil)
 	r.Register("control", &s.control, nil)
 	r.Register("config", &s.reloads, nil)
+	r.Register("access", &s.access, nil)
 	r.Register("membership", &s.directories, nil)
 	reasons := func(i int) string { return exchange.Reason(i).String() }
 	r.Register("proxy", &s.fronts, reasons)
@@ -115,8 +116,13 @@ func (s *stats) register(r *metrics.Registry) {
 // startProxy makes a proxy of a configuration and starts it. It runs until stop
 // is called, also when ctx has ended: running exchanges are given time.
 func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runningProxy, error) {
+	return startProxyOn(ctx, c, nil, log)
+}
+
+// startProxyOn is startProxy with sockets that are open already.
+func startProxyOn(ctx context.Context, c *config.Config, passed *sockets, log *zap.Logger) (*runningProxy, error) {
 	p := &runningProxy{engine: exchange.NewEngine(), metrics: &metrics.Registry{}, numbers: numbersOf(c.Proxy.OptionNumbers),
-		heard: access.NewHeard(), holdBack: proxy.NewHoldBack(), own: &ownAddresses{}}
+		heard: access.NewHeard(), holdBack: proxy.NewHoldBack(), own: &ownAddresses{}, sockets: passed}
 	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	p.stats.register(p.metrics)
 	p.control = control.NewServer(&p.stats.control, log.Named("control"))
@@ -146,6 +152,10 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
+	if err := p.protect(g, log); err != nil {
+		g.close()
+		return err
+	}
 	p.front = proxy.NewFront(proxy.FrontConfig{Next: g.entry, Clients: g.policy, Protected: g.protected, Numbers: p.numbers, Engine: p.engine,
 		ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom, MaxExchanges: c.Limits.Exchanges, MaxObservers: c.Limits.Observations, MaxEnded: c.Limits.Exchanges,
 		Stats: &p.stats.fronts, Log: log.Named("front")})
@@ -159,6 +169,7 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 	p.started = c
 	p.stats.reloads.Last.Store(time.Now().Unix())
 	p.registerGauges()
+	p.registerKeyUse()
 	if err := p.serveMetrics(c.Metrics, log.Named("metrics")); err != nil {
 		return err
 	}

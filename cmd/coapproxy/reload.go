@@ -77,6 +77,11 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 		return reloaded{}, err
 	}
 	t, err := p.listen(c, g, log)
+	if err == nil {
+		if err = p.protect(g, log); err != nil {
+			t.abandon()
+		}
+	}
 	if err != nil {
 		g.close()
 		return reloaded{}, err

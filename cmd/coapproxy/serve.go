@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -53,10 +54,12 @@ const gcPercent = 200
 
 // service is the subcommand serve at work.
 type service struct {
-	file  string
-	proxy *runningProxy
-	log   *zap.Logger
-	level zap.AtomicLevel
+	file    string
+	proxy   *runningProxy
+	log     *zap.Logger
+	level   logControl
+	manager manager
+	began   time.Time
 }
 
 // run runs the proxy until ctx ends.
@@ -67,13 +70,24 @@ func (s *service) run(ctx context.Context, c *config.Config) int {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP) // before "ready": from then on they may come
 	defer signal.Stop(signals)
-	began := time.Now()
-	var err error
-	if s.proxy, err = startProxy(ctx, c, s.log); err != nil {
+	s.began = time.Now()
+	passed, err := passedSockets()
+	defer passed.close()
+	if err == nil {
+		s.proxy, err = startProxyOn(ctx, c, passed, s.log)
+	}
+	if err != nil {
 		s.log.Error("cannot start", zap.Error(err))
 		return exitFailed
 	}
-	s.log.Info("ready", zap.Duration("after", time.Since(began).Round(time.Millisecond)), zap.String("version", version()))
+	passed.unused(s.proxy.listeners, s.log)
+	s.proxy.metrics.Func("log_lines_dropped_total", "Lines of the log dropped because nobody read them.", func() int64 { return int64(s.level.writer.dropped.Load()) })
+	s.register()
+	s.log.Info("ready", zap.Duration("after", time.Since(s.began).Round(time.Millisecond)), zap.String("version", version()))
+	s.manager.log = s.log
+	s.manager.ready()
+	var watching sync.WaitGroup
+	watching.Go(func() { s.manager.watch(s.proxy.ctx, s.proxy.healthy) })
 	for running := true; running; {
 		select {
 		case <-ctx.Done():
@@ -86,7 +100,9 @@ func (s *service) run(ctx context.Context, c *config.Config) int {
 			logCounters(s.proxy.metrics, s.log)
 		}
 	}
+	s.manager.stopping()
 	left := s.proxy.stop(s.log)
+	watching.Wait()
 	logCounters(s.proxy.metrics, s.log)
 	s.log.Info("stopped", zap.Int("exchanges_cut_off", left))
 	return exitOK
@@ -95,6 +111,8 @@ func (s *service) run(ctx context.Context, c *config.Config) int {
 // reload reads the configuration file again and has the proxy work by it. A file
 // that cannot be used changes nothing.
 func (s *service) reload() (reloaded, error) {
+	s.manager.reloading()
+	defer s.manager.ready()
 	c, err := config.Load(s.file)
 	var r reloaded
 	if err == nil {

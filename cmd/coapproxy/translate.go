@@ -91,7 +91,7 @@ func nstartOf(c *config.Config) func(netip.AddrPort) int {
 func (p *runningProxy) policyOf(c *config.Config) access.Config {
 	out := access.Config{Stats: &p.stats.access, MaxTimeout: c.Proxy.MaxTimeout, MaxScope: c.Proxy.MaxScope.Value(), AllowLoopback: c.Proxy.AllowLoopback,
 		AllowLinkLocal: c.Proxy.AllowLinkLocal, AllowPrivate: c.Proxy.AllowPrivate, UnsecuredClients: !c.Proxy.RequireSecureClient, GroupRate: c.Limits.GroupRate,
-		GroupBurst: c.Limits.GroupBurst, RequestRate: c.Limits.RequestRate, RequestBurst: c.Limits.RequestBurst}
+		GroupBurst: c.Limits.GroupBurst, RequestRate: c.Limits.RequestRate, RequestBurst: c.Limits.RequestBurst, PrefixRate: c.Limits.PrefixRate, PrefixBurst: c.Limits.PrefixBurst}
 	for i := range c.Groups {
 		g := &c.Groups[i]
 		kept := access.Group{Name: g.Name, Host: g.URI.Host, Port: g.URI.Port, Methods: methodsOf(g.Methods),
