@@ -10,7 +10,6 @@ package chain
 import (
 	"context"
 	"net/netip"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -77,10 +76,10 @@ func (a Address) String() string {
 // Chain is the leg to all next proxies. It implements exchange.Handler for
 // requests whose target names one, and is safe for concurrent use.
 type Chain struct {
-	config Config
-	ctx    context.Context
-	wg     sync.WaitGroup // of name lookups
-	hops   map[string]*hop
+	config  Config
+	ctx     context.Context
+	hops    map[string]*hop
+	lookups exchange.Tasks
 }
 
 // hop is a next proxy at work.
@@ -117,7 +116,7 @@ func New(ctx context.Context, config Config) *Chain {
 
 // Wait waits for the lookups under way, after the context has ended.
 func (c *Chain) Wait() {
-	c.wg.Wait()
+	c.lookups.Wait()
 	for _, h := range c.hops {
 		for _, p := range h.peers {
 			c.config.Engine.Unschedule(&p.retry)

@@ -138,9 +138,7 @@ func (p *peer) look() {
 		p.check(nil)
 		return
 	}
-	c.wg.Add(1)
-	go func() { // names are resolved again each time: the proxy may have moved
-		defer c.wg.Done()
+	c.lookups.Go(func() { // each time: the proxy may have moved
 		addrs, err := c.config.Resolve(c.ctx, p.address.Host)
 		if err != nil || len(addrs) == 0 {
 			p.unresolved(err)
@@ -150,7 +148,7 @@ func (p *peer) look() {
 		p.addr.Store(&addr)
 		p.check(nil)
 		c.config.Engine.Flush()
-	}()
+	})
 }
 
 func (p *peer) unresolved(err error) {

@@ -70,6 +70,7 @@ type StreamClient struct {
 	// connection is lost.
 	observations int
 	adrift       map[*streamCall]struct{}
+	closed       bool
 }
 
 // serverKey tells servers apart: under another name another certificate counts.
@@ -139,9 +140,12 @@ func NewStreamClient(ctx context.Context, config StreamClientConfig) (*StreamCli
 		adrift: make(map[*streamCall]struct{})}, nil
 }
 
-// Wait waits until all connections are gone, after the context has ended. No
-// Exchange may begin any more.
+// Wait waits until all connections are gone, after the context has ended. New
+// exchanges fail from then on.
 func (c *StreamClient) Wait() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
 	c.wg.Wait()
 	c.mu.Lock()
 	left := slices.Collect(maps.Keys(c.adrift))
@@ -218,8 +222,8 @@ func (c *StreamClient) linkTo(key serverKey) (*link, *exchange.Failure) {
 	now := time.Now()
 	f, failed := c.failures.Get(key)
 	switch {
-	case c.ctx.Err() != nil:
-		return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down"}
+	case c.closed || c.ctx.Err() != nil:
+		return nil, errClosing
 	case failed && now.Before(f.until):
 		return nil, unreachable(f.err)
 	case c.count >= c.config.Connections:

@@ -13,7 +13,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -73,9 +72,9 @@ type Leg struct {
 	transport *http.Transport
 	slots     chan struct{}
 	// tags remembers entity tags of servers by what CoAP clients know of them.
-	tags *lru.Cache[string, string]
-	ctx  context.Context
-	wg   sync.WaitGroup
+	tags    *lru.Cache[string, string]
+	ctx     context.Context
+	running exchange.Tasks
 }
 
 // maxOriginTags bounds the entity tags remembered.
@@ -105,7 +104,7 @@ func NewLeg(ctx context.Context, c LegConfig) *Leg {
 
 // Wait waits for the requests under way, after the context has ended.
 func (l *Leg) Wait() {
-	l.wg.Wait()
+	l.running.Wait()
 	l.transport.CloseIdleConnections()
 }
 
@@ -132,7 +131,7 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	l.Stats.Running.Add(1)
 	ctx, cancel := context.WithTimeoutCause(l.ctx, l.Timeout, errTooLate)
 	kept := r.Clone()
-	l.wg.Go(func() {
+	if !l.running.Go(func() {
 		defer cancel()
 		p, err := l.carryOut(ctx, method, kept)
 		<-l.slots
@@ -147,7 +146,12 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 			w.End(legFailure(ctx, err))
 		}
 		l.Engine.Flush()
-	})
+	}) {
+		cancel()
+		<-l.slots
+		l.Stats.Running.Add(-1)
+		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: time.Second})
+	}
 	return canceler(cancel)
 }
 

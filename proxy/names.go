@@ -28,7 +28,7 @@ type Names struct {
 	ctx      context.Context
 	slots    chan struct{}
 	known    *lru.Cache[string, resolved]
-	wg       sync.WaitGroup
+	lookups  exchange.Tasks
 }
 
 type resolved struct {
@@ -55,7 +55,7 @@ func NewNames(ctx context.Context, own map[string][]netip.Addr, resolver Resolve
 }
 
 // Wait waits for the lookups under way, after the context has ended.
-func (n *Names) Wait() { n.wg.Wait() }
+func (n *Names) Wait() { n.lookups.Wait() }
 
 // Pending is the number of lookups under way.
 func (n *Names) Pending() int { return len(n.slots) }
@@ -78,9 +78,7 @@ func (n *Names) lookup(r *exchange.Request, w exchange.Sink, host string, then r
 	}
 	p := &postponed{sink: w}
 	kept := r.Clone()
-	n.wg.Add(1)
-	go func() {
-		defer n.wg.Done()
+	if !n.lookups.Go(func() {
 		addrs, err := n.resolve(host)
 		<-n.slots
 		switch {
@@ -92,7 +90,10 @@ func (n *Names) lookup(r *exchange.Request, w exchange.Sink, host string, then r
 			p.start(func() exchange.Canceler { return then(kept, w, addrs) })
 		}
 		n.engine.Flush()
-	}()
+	}) {
+		<-n.slots
+		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: time.Second})
+	}
 	return p
 }
 
