@@ -59,7 +59,7 @@ func TestHTTP3(t *testing.T) {
 		require.NoError(t, err)
 		r.Header.Set("Multicast-Timeout", "1")
 		r.Header.Set("Prefer", prefer)
-		w, err := transport.RoundTrip(r) //nolint:bodyclose // below
+		w, err := transport.RoundTrip(r)
 		require.NoError(t, err)
 		require.Equal(t, 200, w.StatusCode)
 		require.Equal(t, 3, w.ProtoMajor)
