@@ -71,6 +71,7 @@ func (d *DTLSConn) serverOptions(s *dtlsSession) []dtls.ServerOption {
 	if c.Key != nil {
 		options = append(options, dtls.WithPSK(func(identity []byte) ([]byte, error) {
 			key, ok := c.Key(string(identity))
+			s.claimed.Store(&claim{identity: string(identity[:min(len(identity), 64)]), known: ok})
 			if !ok {
 				// The handshake fails as it does with a wrong key, so that nobody
 				// learns which identities there are (RFC 4279 §2).

@@ -38,9 +38,12 @@ type dtlsSession struct {
 	open      openRequests
 	// credentials of this session, set by its goroutine when it begins.
 	credentials DTLSCredentials
-	// identity and key are those used with a server, for a pre-shared key.
+	// identity and secret are those used with a server, for a pre-shared key.
 	identity string
 	secret   []byte
+	// claimed is the beginning of the PSK identity that a client has named, for
+	// the log; nil until it has.
+	claimed atomic.Pointer[claim]
 	// security and leaf are set before the first datagram is delivered.
 	security *exchange.Security
 	leaf     *x509.Certificate
@@ -132,7 +135,7 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 	s.mu.Unlock()
 	d.remove(s, err)
 	if !established {
-		d.Log.Info("DTLS handshake failed", zap.Stringer("peer", s.addr), zap.Error(err))
+		d.Log.Info("DTLS handshake failed", append(s.suspicion(err), zap.Stringer("peer", s.addr), zap.Error(err))...)
 	}
 	if d.client {
 		peer := Peer{Addr: s.addr, name: s.name}
@@ -147,6 +150,32 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 	}
 	s.open.cancelAll() // GP-44
 	d.Engine.Flush()
+}
+
+// claim is what a client says it is, before it has proven it.
+type claim struct {
+	identity string
+	known    bool // there is a key for it
+}
+
+// suspicion is what the log says of a failed handshake with a pre-shared key
+// beside the error: two sides with different keys cannot read each other, which
+// looks like silence to both.
+func (s *dtlsSession) suspicion(err error) []zap.Field {
+	late := errors.Is(err, context.DeadlineExceeded)
+	if c := s.claimed.Load(); c != nil {
+		switch {
+		case !c.known:
+			return []zap.Field{zap.String("identity", c.identity), zap.String("why", "no key has this identity")}
+		case late:
+			return []zap.Field{zap.String("identity", c.identity), zap.String("why", "the client has another key, or fell silent")}
+		}
+		return []zap.Field{zap.String("identity", c.identity)}
+	}
+	if s.identity != "" && late {
+		return []zap.Field{zap.String("identity", s.identity), zap.String("why", "the server has another key, or is silent")}
+	}
+	return nil
 }
 
 // begin takes note of who the peer is and sends what has waited.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -31,16 +32,6 @@ func runCompletion(ctx context.Context, io stdio, args []string) int {
 	return exitOK
 }
 
-// words lists what a subcommand takes as the first word of its arguments, where
-// its synopsis says so: "show|flush ..." or "bash|zsh|fish".
-func (p page) words() []string {
-	first, _, _ := strings.Cut(p.args, " ")
-	if !strings.Contains(first, "|") || strings.ContainsAny(first, "[]<>") {
-		return nil
-	}
-	return strings.Split(first, "|")
-}
-
 func bashCompletion(b *bytes.Buffer, pages []page) {
 	names := make([]string, 0, len(pages))
 	for _, p := range pages {
@@ -56,7 +47,7 @@ _coapproxy() {
   case ${COMP_WORDS[1]} in
 `, strings.Join(names, " "))
 	for _, p := range pages {
-		words := p.words()
+		words := slices.Clone(p.words)
 		for _, f := range p.flags {
 			words = append(words, "--"+f.name)
 		}
@@ -92,7 +83,7 @@ func zshCompletion(b *bytes.Buffer, pages []page) {
 			}
 			fmt.Fprintf(b, " \\\n      %s", quoted("*--"+f.name+"["+plain.Replace(f.help)+"]"+value))
 		}
-		if words := p.words(); words != nil {
+		if words := p.words; words != nil {
 			fmt.Fprintf(b, " \\\n      %s", quoted("1:what:("+strings.Join(words, " ")+")"))
 		}
 		fmt.Fprint(b, " \\\n      '*:file:_files' ;;\n")
@@ -107,7 +98,7 @@ func fishCompletion(b *bytes.Buffer, pages []page) {
 	}
 	for _, p := range pages {
 		seen := quoted("__fish_seen_subcommand_from " + p.name)
-		for _, w := range p.words() {
+		for _, w := range p.words {
 			fmt.Fprintf(b, "complete -c coapproxy -n %s -a %s\n", seen, w)
 		}
 		for _, f := range p.flags {

@@ -1,4 +1,4 @@
-// Command coapproxy is a multicast-capable CoAP forward-proxy.
+// Command coapproxy is a multicast-capable CoAP proxy.
 package main
 
 import (
@@ -80,8 +80,12 @@ func run(ctx context.Context, io stdio, args []string) int {
 
 func usage(w io.Writer) {
 	fmt.Fprint(w, "coapproxy is a multicast-capable CoAP proxy: one request in, a whole group's responses out.\n\nusage: coapproxy COMMAND ...\n\n")
+	width := 0
 	for _, c := range commands() {
-		fmt.Fprintf(w, "  %-10s %-20s %s\n", c.name, c.args, c.summary)
+		width = max(width, len(c.args))
+	}
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  %-10s %-*s  %s\n", c.name, width, c.args, c.summary)
 	}
 	fmt.Fprint(w, "\n\"coapproxy COMMAND --help\" tells more. Start with: coapproxy demo\n")
 }

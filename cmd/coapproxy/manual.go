@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 )
 
@@ -14,6 +15,7 @@ import (
 // and of the completions.
 type page struct {
 	name, args, summary string
+	words               []string // what can come first behind the name, where that is one of several words
 	text                []string // lines
 	flags               []flagText
 }
@@ -32,24 +34,55 @@ var flagLine = regexp.MustCompile(`^  --([a-z0-9-]+)(?: ([^ a-z][^ ]*))? +(.*)$`
 func pages(ctx context.Context) []page {
 	var out []page
 	for _, c := range commands() {
-		p := page{name: c.name, args: c.args, summary: c.summary}
-		var usage bytes.Buffer
-		c.run(ctx, stdio{in: strings.NewReader(""), out: &usage, err: io.Discard}, []string{"--help"})
-		lines := strings.Split(strings.TrimRight(usage.String(), "\n"), "\n")
+		p := page{name: c.name, args: c.args, summary: c.summary, words: alternatives(c.args)}
+		lines := c.help(ctx)
 		if len(lines) > 0 && strings.HasPrefix(lines[0], "usage: ") {
 			p.args = strings.TrimSpace(strings.TrimPrefix(lines[0], "usage: coapproxy "+c.name))
 			lines = lines[1:]
 		}
 		for _, line := range lines {
-			if m := flagLine.FindStringSubmatch(line); m != nil {
-				p.flags = append(p.flags, flagText{name: m[1], value: m[2], help: m[3]})
-				continue
+			if !p.takeFlag(line) {
+				p.text = append(p.text, line)
 			}
-			p.text = append(p.text, line)
+		}
+		for _, word := range p.words {
+			for _, line := range c.help(ctx, word) {
+				p.takeFlag(line)
+			}
 		}
 		out = append(out, p)
 	}
 	return out
+}
+
+// help is the usage text of a subcommand, or of one of the words it takes.
+func (c command) help(ctx context.Context, words ...string) []string {
+	var usage bytes.Buffer
+	c.run(ctx, stdio{in: strings.NewReader(""), out: &usage, err: io.Discard}, append(words, "--help"))
+	return strings.Split(strings.TrimRight(usage.String(), "\n"), "\n")
+}
+
+// alternatives lists what a subcommand takes as the first word of its
+// arguments, where its synopsis says so: "show|flush ..." or "bash|zsh|fish".
+func alternatives(args string) []string {
+	first, _, _ := strings.Cut(args, " ")
+	if !strings.Contains(first, "|") || strings.ContainsAny(first, "[]<>") {
+		return nil
+	}
+	return strings.Split(first, "|")
+}
+
+// takeFlag tells whether a line of a usage text shows a flag, and takes note of
+// each once.
+func (p *page) takeFlag(line string) bool {
+	m := flagLine.FindStringSubmatch(line)
+	if m == nil {
+		return false
+	}
+	if !slices.ContainsFunc(p.flags, func(f flagText) bool { return f.name == m[1] }) {
+		p.flags = append(p.flags, flagText{name: m[1], value: m[2], help: m[3]})
+	}
+	return true
 }
 
 // runManual is the subcommand manual.
@@ -150,6 +183,9 @@ of
 .TP
 .B SIGTERM, SIGINT
 take no more requests, give running exchanges limits.grace to finish, and end; a second one ends at once
+.TP
+.B SIGHUP
+read the configuration again; one with a mistake changes nothing
 .TP
 .B SIGUSR1
 write the counters that are not zero to the log

@@ -28,6 +28,11 @@ func TestManualIsWhole(t *testing.T) {
 		var help bytes.Buffer
 		c.run(context.Background(), stdio{strings.NewReader(""), &help, io.Discard}, []string{"--help"})
 		require.NotEmpty(t, help.String(), "%s --help prints nothing where it was asked", c.name)
+		first, _, _ := strings.Cut(help.String(), "\n")
+		require.Equal(t, strings.TrimRight(first, " "), first, "%s --help ends its first line with a space", c.name)
+		for _, word := range alternatives(c.args) {
+			c.run(context.Background(), stdio{strings.NewReader(""), &help, io.Discard}, []string{word, "--help"})
+		}
 		for line := range strings.Lines(help.String()) {
 			if !strings.HasPrefix(line, "  --") {
 				continue
@@ -36,6 +41,9 @@ func TestManualIsWhole(t *testing.T) {
 			name, _, _ := strings.Cut(strings.TrimSpace(line), " ")
 			require.Contains(t, manual, `\fB`+name+`\fP`, c.name)
 		}
+	}
+	for _, name := range []string{"SIGTERM", "SIGHUP", "SIGUSR1"} {
+		require.Contains(t, manual, name)
 	}
 	for line := range strings.Lines(manual) {
 		if strings.HasPrefix(line, ".") {
@@ -52,6 +60,8 @@ func TestBashCompletion(t *testing.T) {
 		{"coapproxy request --multicast-t", "--multicast-timeout"},
 		{"coapproxy serve --con", "--config"},
 		{"coapproxy completion fi", "fish"},
+		{"coapproxy oscore sh", "show"},
+		{"coapproxy cache show --gro", "--group"},
 	} {
 		ask := script + "\nCOMP_WORDS=(" + test.typed + "); COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _coapproxy; echo \"${COMPREPLY[@]}\"\n"
 		cmd := exec.Command("bash", "--norc")

@@ -108,8 +108,7 @@ func parseRequest(stdio stdio, args []string) (_ *requestSettings, code int, don
 	}
 
 	flags.StringVar(&s.via, "via", "", "`URI` of the proxy, e.g. coap://127.0.0.1:5683; without it the URI's host is asked")
-	flags.Func("oscore", "protect with the OSCORE context in `FILE`, for the proxy, or for the server without one; given again, for the\n"+
-		strings.Repeat(" ", 31)+"next one on the way", func(v string) error {
+	flags.Func("oscore", "protect with the OSCORE context in `FILE`, for the proxy, or the server without one; again: for the next on the way", func(v string) error {
 		s.oscore = append(s.oscore, v)
 		return nil
 	})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -143,7 +144,7 @@ func newFlags(io stdio, name, args, text string) *flag.FlagSet {
 	flags.SetOutput(usageOutput{io.err, io.out})
 	flags.Usage = func() {
 		w := flags.Output()
-		fmt.Fprintf(w, "usage: coapproxy %s %s\n\n%s\n", name, args, text)
+		fmt.Fprintf(w, "%s\n\n%s\n", strings.TrimSpace("usage: coapproxy "+name+" "+args), text)
 		any := false
 		flags.VisitAll(func(f *flag.Flag) {
 			if !any {
