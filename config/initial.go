@@ -2,7 +2,6 @@ package config
 
 import (
 	_ "embed" // the two files below
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -19,7 +18,6 @@ import (
 const (
 	configFile = "config.yaml"
 	pskFile    = "psk.yaml"
-	tokenFile  = "admin.token"
 )
 
 //go:generate cp example.yaml ../config.example.yaml
@@ -41,13 +39,11 @@ type Secrets struct {
 	PSKIdentity string
 	// PSK is a pre-shared key for DTLS and TLS (RFC 4279).
 	PSK [32]byte
-	// AdminToken is a bearer token in unpadded base64url.
-	AdminToken string
 }
 
 // Format keeps the secrets out of logs and error messages, whatever the verb.
 func (s Secrets) Format(f fmt.State, _ rune) {
-	fmt.Fprintf(f, "{PSKIdentity:%s PSK:hidden AdminToken:hidden}", s.PSKIdentity)
+	fmt.Fprintf(f, "{PSKIdentity:%s PSK:hidden}", s.PSKIdentity)
 }
 
 // NewSecrets makes secrets from random, which must be cryptographically secure.
@@ -55,14 +51,12 @@ func (s Secrets) Format(f fmt.State, _ rune) {
 func NewSecrets(random io.Reader) (Secrets, error) {
 	var s Secrets
 	var id [4]byte
-	var token [32]byte
-	for _, b := range [][]byte{id[:], s.PSK[:], token[:]} {
+	for _, b := range [][]byte{id[:], s.PSK[:]} {
 		if _, err := io.ReadFull(random, b); err != nil {
 			return Secrets{}, fmt.Errorf("make secrets: %w", err)
 		}
 	}
 	s.PSKIdentity = "coapproxy-" + hex.EncodeToString(id[:])
-	s.AdminToken = base64.RawURLEncoding.EncodeToString(token[:])
 	return s, nil
 }
 
@@ -84,9 +78,8 @@ key: %s # 32 bytes in hexadecimal
 }
 
 // WriteInitial makes dir, when it does not exist, and puts config.yaml with the
-// text of [Initial] and the files with its secrets there: psk.yaml and
-// admin.token. Directory and files are for the owner only. It returns the paths
-// of the files.
+// text of [Initial] and psk.yaml with its key there. Directory and files are for
+// the owner only. It returns the paths of the files.
 //
 // No file is ever replaced: when one of them exists, the error wraps
 // [fs.ErrExist] and nothing is written. Each file appears complete or not at
@@ -99,7 +92,6 @@ func WriteInitial(dir string) (paths []string, err error) {
 	}
 	return writeAll(dir, []file{
 		{pskFile, pskText(secrets)},
-		{tokenFile, []byte(secrets.AdminToken + "\n")},
 		{configFile, Initial(secrets)},
 	})
 }

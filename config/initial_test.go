@@ -3,7 +3,6 @@ package config_test
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -27,14 +26,10 @@ func TestNewSecrets(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, a.PSK, b.PSK)
 	require.NotEqual(t, a.PSKIdentity, b.PSKIdentity)
-	require.NotEqual(t, a.AdminToken, b.AdminToken)
 	require.NotZero(t, a.PSK)
 	require.Regexp(t, `^coapproxy-[0-9a-f]{8}$`, a.PSKIdentity)
-	token, err := base64.RawURLEncoding.DecodeString(a.AdminToken)
-	require.NoError(t, err)
-	require.Len(t, token, 32)
 
-	_, err = config.NewSecrets(bytes.NewReader(make([]byte, 67)))
+	_, err = config.NewSecrets(bytes.NewReader(make([]byte, 35)))
 	require.ErrorContains(t, err, "make secrets: ")
 }
 
@@ -44,7 +39,6 @@ func TestSecretsStayOutOfText(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q"} {
 		for _, v := range []any{s, &s, struct{ S config.Secrets }{s}} {
 			text := fmt.Sprintf(verb, v)
-			require.NotContains(t, text, s.AdminToken, verb)
 			require.NotContains(t, text, hex.EncodeToString(s.PSK[:]), verb)
 			require.NotContains(t, text, fmt.Sprint(s.PSK[0], s.PSK[1], s.PSK[2]), verb)
 		}
@@ -59,7 +53,6 @@ func TestInitial(t *testing.T) {
 	text := config.Initial(s)
 	require.Contains(t, string(text), s.PSKIdentity)
 	require.NotContains(t, string(text), "PSK_IDENTITY")
-	require.NotContains(t, string(text), s.AdminToken)
 	require.NotContains(t, string(text), hex.EncodeToString(s.PSK[:]))
 
 	c, err := config.Parse("config.yaml", text)
@@ -83,13 +76,13 @@ func TestWriteInitial(t *testing.T) {
 	paths, err := config.WriteInitial(dir)
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{
-		filepath.Join(dir, "config.yaml"), filepath.Join(dir, "psk.yaml"), filepath.Join(dir, "admin.token"),
+		filepath.Join(dir, "config.yaml"), filepath.Join(dir, "psk.yaml"),
 	}, paths)
 	require.Equal(t, fs.FileMode(0o700), mode(t, dir))
 	for _, p := range paths {
 		require.Equal(t, fs.FileMode(0o600), mode(t, p), p)
 	}
-	require.ElementsMatch(t, []string{"config.yaml", "psk.yaml", "admin.token"}, list(t, dir))
+	require.ElementsMatch(t, []string{"config.yaml", "psk.yaml"}, list(t, dir))
 
 	_, err = config.Load(filepath.Join(dir, "config.yaml"))
 	require.NoError(t, err)
@@ -99,7 +92,6 @@ func TestWriteInitial(t *testing.T) {
 	key, err := hex.DecodeString(psk.Key)
 	require.NoError(t, err)
 	require.Len(t, key, 32)
-	require.Len(t, read(t, dir, "admin.token"), 43+1)
 
 	// Nothing is replaced.
 	before := read(t, dir, "psk.yaml")
@@ -117,12 +109,12 @@ func TestWriteInitialExistingDirectory(t *testing.T) {
 	_, err := config.WriteInitial(dir)
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o755), mode(t, dir))
-	require.ElementsMatch(t, []string{"other", "config.yaml", "psk.yaml", "admin.token"}, list(t, dir))
+	require.ElementsMatch(t, []string{"other", "config.yaml", "psk.yaml"}, list(t, dir))
 }
 
 // One file in the way, be it a dangling link, and nothing is written.
 func TestWriteInitialAllOrNothing(t *testing.T) {
-	for _, name := range []string{"config.yaml", "psk.yaml", "admin.token"} {
+	for _, name := range []string{"config.yaml", "psk.yaml"} {
 		dir := t.TempDir()
 		require.NoError(t, os.Symlink("/nonexistent/target", filepath.Join(dir, name)))
 		paths, err := config.WriteInitial(dir)

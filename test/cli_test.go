@@ -86,7 +86,7 @@ func TestInit(t *testing.T) {
 		require.Contains(t, out.stdout, "coapproxy serve --config") // what to do next
 		entries, err := os.ReadDir(dir)
 		require.NoError(t, err)
-		require.Len(t, entries, 3)
+		require.Len(t, entries, 2)
 		secrets := make(map[string]string)
 		for _, e := range entries {
 			info, err := e.Info()
@@ -102,7 +102,7 @@ func TestInit(t *testing.T) {
 		require.Contains(t, again.stderr, "exist")
 		other := filepath.Join(t.TempDir(), "other")
 		require.Zero(t, run(t, px, program, "init", other).code)
-		for _, name := range []string{"psk.yaml", "admin.token"} {
+		for _, name := range []string{"psk.yaml"} {
 			require.NotEmpty(t, secrets[name])
 			data, err := os.ReadFile(filepath.Join(other, name))
 			require.NoError(t, err)
