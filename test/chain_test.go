@@ -3,10 +3,7 @@ package test
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -571,19 +568,4 @@ $`, string(out))
 	out, err = exec.Command(program, "trace", "--max-hops", "2", "--via", "coap://"+proxies[0].addr().String(), uri).CombinedOutput()
 	require.Error(t, err)
 	require.Contains(t, string(out), "not reached within 2 proxies")
-}
-
-// The configurations of docs/chains.md are valid ones.
-func TestChainsDocumentation(t *testing.T) {
-	t.Parallel()
-	text, err := os.ReadFile("../docs/chains.md")
-	require.NoError(t, err)
-	blocks := regexp.MustCompile("(?s)<!-- test: config -->\n```yaml\n(.*?)```").FindAllStringSubmatch(string(text), -1)
-	require.GreaterOrEqual(t, len(blocks), 3)
-	for _, b := range blocks {
-		file := filepath.Join(t.TempDir(), "config.yaml")
-		require.NoError(t, os.WriteFile(file, []byte(strings.NewReplacer("eth0", "lo", "eth1", "lo").Replace(b[1])), 0o600))
-		out, err := exec.Command(program, "check", file).CombinedOutput()
-		require.NoError(t, err, "%s\n%s", b[1], out)
-	}
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -297,22 +295,6 @@ func TestUnicastRoutes(t *testing.T) {
 	}
 	require.Empty(t, three.requests())
 	require.Equal(t, "two/any", string(connectTCP(t, here, p.addrs[1]).ask(path("any")...).Payload))
-}
-
-// The configurations of docs/reverse.md are valid ones.
-func TestReverseDocument(t *testing.T) {
-	inLab(t, "1", func(t *testing.T, l *lab) {
-		text, err := os.ReadFile("../docs/reverse.md")
-		require.NoError(t, err)
-		blocks := marked(string(text))["config"]
-		require.Len(t, blocks, 3)
-		for _, block := range blocks {
-			file := filepath.Join(t.TempDir(), "config.yaml")
-			require.NoError(t, os.WriteFile(file, []byte(block), 0o600))
-			out := run(t, l.px(), program, "check", file)
-			require.Zero(t, out.code, "%s", out.stderr)
-		}
-	})
 }
 
 // What the proxy offers itself: its routes, the HTTP side, its other transports,
