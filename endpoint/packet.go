@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"net"
 	"net/netip"
 
 	"coapproxy/exchange"
@@ -12,9 +11,6 @@ type Peer struct {
 	// Addr is the transport address; an IPv4 address is never IPv4-mapped, a
 	// link-local IPv6 address has a zone.
 	Addr netip.AddrPort
-	// raw is Addr as the socket layer wants it, to spare a conversion per
-	// datagram; nil where it is not known.
-	raw *net.UDPAddr
 	// session is the DTLS session with a client, nil without one.
 	session *dtlsSession
 	// name is the host that a server reached by DTLS must prove to be, empty for
@@ -42,7 +38,7 @@ func (p Peer) key() netip.AddrPort {
 
 // PeerOf returns the peer with the address.
 func PeerOf(addr netip.AddrPort) Peer {
-	return Peer{Addr: addr, raw: net.UDPAddrFromAddrPort(addr)}
+	return Peer{Addr: addr}
 }
 
 // Path is the own side of a datagram's way.

@@ -40,17 +40,15 @@ type MulticastOptions struct {
 
 // UDPConn is a PacketConn on a UDP socket of one address family.
 type UDPConn struct {
-	conn  *net.UDPConn
-	batch interface {
-		ReadBatch([]ipv4.Message, int) (int, error)
-		WriteBatch([]ipv4.Message, int) (int, error)
-	}
+	conn       *net.UDPConn
+	batch      batchConn
 	local      netip.AddrPort
 	packetInfo bool
 	errors     *errorQueue // nil: no ICMP errors are asked for
 	rcvbuf     int
-	in, out    []ipv4.Message
-	inOOB      []byte
+	in, out    *messages
+	filled     int // of in, by the last read
+	buffers    []byte
 }
 
 // maxDatagram is the longest datagram accepted: CoAP over UDP stays below one
@@ -104,7 +102,6 @@ func (u *UDPConn) setUp(v6 bool, o UDPOptions) error {
 	note := func(e error) { err = errors.Join(err, e) }
 	if v6 {
 		p := ipv6.NewPacketConn(u.conn)
-		u.batch = p
 		if u.packetInfo {
 			note(p.SetControlMessage(ipv6.FlagDst|ipv6.FlagInterface, true))
 		}
@@ -115,7 +112,6 @@ func (u *UDPConn) setUp(v6 bool, o UDPOptions) error {
 		}
 	} else {
 		p := ipv4.NewPacketConn(u.conn)
-		u.batch = p
 		if u.packetInfo {
 			note(p.SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true))
 		}
@@ -133,19 +129,9 @@ func (u *UDPConn) setUp(v6 bool, o UDPOptions) error {
 		u.errors = &errorQueue{socket: raw}
 	}
 	note(raw.Control(func(fd uintptr) { note(setSocket(int(fd), v6, o)); u.rcvbuf = receiveBuffer(int(fd)) }))
-	u.in, u.out = make([]ipv4.Message, BatchSize), make([]ipv4.Message, BatchSize)
-	buffers := make([]byte, BatchSize*maxDatagram)
-	const oob = 64
-	if u.packetInfo {
-		u.inOOB = make([]byte, BatchSize*oob)
-	}
-	for i := range u.in {
-		u.in[i].Buffers = [][]byte{buffers[i*maxDatagram : (i+1)*maxDatagram : (i+1)*maxDatagram]}
-		u.out[i].Buffers = make([][]byte, 1)
-		if u.packetInfo {
-			u.in[i].OOB = u.inOOB[i*oob : (i+1)*oob]
-		}
-	}
+	zones := &zoneIndices{}
+	u.batch, u.in, u.out = newSocketBatches(raw), newMessages(zones), newMessages(zones)
+	u.buffers, u.filled = make([]byte, BatchSize*maxDatagram), BatchSize
 	return err
 }
 
@@ -199,11 +185,15 @@ func (u *UDPConn) Close() error { return u.conn.Close() }
 // ReadBatch implements PacketConn.
 func (u *UDPConn) ReadBatch(batch []Datagram) (int, error) {
 	for {
-		n, err := u.batch.ReadBatch(u.in[:min(len(batch), len(u.in))], 0)
+		for i := range u.filled {
+			u.in.receiveInto(i, u.buffers[i*maxDatagram:(i+1)*maxDatagram], u.packetInfo)
+		}
+		n, err := u.batch.ReadBatch(u.in.headers[:min(len(batch), BatchSize)])
+		u.filled = n
 		switch {
 		case err == nil:
 			for i := range batch[:n] {
-				u.fill(&batch[i], &u.in[i])
+				u.fill(&batch[i], i)
 			}
 			return n, nil
 		case u.errors == nil:
@@ -229,73 +219,30 @@ func (u *UDPConn) ReadBatch(batch []Datagram) (int, error) {
 // wakeReader makes ReadBatch look for what came back.
 func (u *UDPConn) wakeReader() { _ = u.conn.SetReadDeadline(time.Unix(1, 0)) }
 
-func (u *UDPConn) fill(d *Datagram, m *ipv4.Message) {
-	from, _ := m.Addr.(*net.UDPAddr)
-	ap := from.AddrPort()
+// fill makes the i-th received message a datagram.
+func (u *UDPConn) fill(d *Datagram, i int) {
+	m := &u.in.headers[i]
+	start := i * maxDatagram
+	end := start + int(m.length)
 	*d = Datagram{
-		Peer:      Peer{Addr: netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), raw: from},
-		Data:      m.Buffers[0][:m.N],
-		Truncated: m.Flags&unix.MSG_TRUNC != 0,
+		Peer:      Peer{Addr: u.in.from(i)},
+		Data:      u.buffers[start:end:end],
+		Truncated: m.header.Flags&unix.MSG_TRUNC != 0,
 	}
 	if u.packetInfo {
-		d.Path = parsePath(m.OOB[:m.NN], u.local.Addr().Is6())
-	}
-}
-
-func parsePath(oob []byte, v6 bool) Path {
-	var dst net.IP
-	var index int
-	if v6 {
-		var cm ipv6.ControlMessage
-		if cm.Parse(oob) != nil {
-			return Path{}
-		}
-		dst, index = cm.Dst, cm.IfIndex
-	} else {
-		var cm ipv4.ControlMessage
-		if cm.Parse(oob) != nil {
-			return Path{}
-		}
-		dst, index = cm.Dst, cm.IfIndex
-	}
-	local, _ := netip.AddrFromSlice(dst)
-	return Path{Local: local.Unmap(), Interface: index}
-}
-
-// appendPath encodes the source address and interface for sending.
-func appendPath(p Path) []byte {
-	switch {
-	case !p.Local.IsValid():
-		return nil
-	case p.Local.Is4():
-		cm := ipv4.ControlMessage{Src: p.Local.AsSlice(), IfIndex: 0}
-		return cm.Marshal()
-	default:
-		cm := ipv6.ControlMessage{Src: p.Local.AsSlice()}
-		if p.Local.IsLinkLocalUnicast() {
-			cm.IfIndex = p.Interface
-		}
-		return cm.Marshal()
+		d.Path = u.in.path(i)
 	}
 }
 
 // WriteBatch implements PacketConn.
 func (u *UDPConn) WriteBatch(batch []Datagram) (int, error) {
-	batch = batch[:min(len(batch), len(u.out))]
+	batch = batch[:min(len(batch), BatchSize)]
 	for i := range batch {
-		d, m := &batch[i], &u.out[i]
-		m.Buffers[0] = d.Data
-		if d.Peer.raw == nil {
-			d.Peer.raw = net.UDPAddrFromAddrPort(d.Peer.Addr)
-		}
-		m.Addr, m.OOB = d.Peer.raw, nil
-		if u.packetInfo {
-			m.OOB = appendPath(d.Path)
-		}
+		u.out.send(i, &batch[i], u.packetInfo)
 	}
 	sent, echoes := 0, 0
 	for sent < len(batch) {
-		rest := u.out[sent:len(batch)]
+		rest := u.out.headers[sent:len(batch)]
 		n, err := u.batch.WriteBatch(rest, unix.MSG_DONTWAIT)
 		if errors.Is(err, unix.EAGAIN) {
 			n, err = u.writeWaiting(rest)
@@ -324,7 +271,7 @@ func (u *UDPConn) WriteBatch(batch []Datagram) (int, error) {
 }
 
 // writeWaiting is WriteBatch for a socket buffer that is full.
-func (u *UDPConn) writeWaiting(batch []ipv4.Message) (int, error) {
+func (u *UDPConn) writeWaiting(batch []mmsghdr) (int, error) {
 	if err := u.conn.SetWriteDeadline(time.Now().Add(writeWait)); err != nil {
 		return 0, err
 	}

@@ -184,13 +184,13 @@ func TestUDPCloseWhileFlushing(t *testing.T) {
 
 // crowded is a socket whose buffer has no room until release is closed.
 type crowded struct {
-	*ipv4.PacketConn
+	batchConn
 	conn    *net.UDPConn
 	release chan struct{}
 	err     error
 }
 
-func (c *crowded) WriteBatch(batch []ipv4.Message, flags int) (int, error) {
+func (c *crowded) WriteBatch(batch []mmsghdr, flags int) (int, error) {
 	if flags&unix.MSG_DONTWAIT != 0 {
 		return 0, os.NewSyscallError("sendmmsg", c.err)
 	}
@@ -209,7 +209,7 @@ func (c *crowded) WriteBatch(batch []ipv4.Message, flags int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return c.PacketConn.WriteBatch(batch, flags)
+	return c.batchConn.WriteBatch(batch, flags)
 }
 
 // A full socket buffer is waited for, but not forever.
@@ -226,7 +226,7 @@ func TestUDPFullSocketBuffer(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			u := listenUDP(t, netip.MustParseAddr("127.0.0.1"), UDPOptions{Errors: true})
-			c := &crowded{PacketConn: ipv4.NewPacketConn(u.conn), conn: u.conn, release: make(chan struct{}), err: tt.err}
+			c := &crowded{batchConn: u.batch, conn: u.conn, release: make(chan struct{}), err: tt.err}
 			u.batch = c
 			if tt.room {
 				close(c.release)
@@ -237,7 +237,7 @@ func TestUDPFullSocketBuffer(t *testing.T) {
 			require.Less(t, time.Since(start), 10*time.Second)
 			if tt.want != nil {
 				require.Zero(t, n)
-				u.batch = c.PacketConn // the deadline is off again
+				u.batch = c.batchConn // the deadline is off again
 				time.Sleep(time.Millisecond)
 				n, err = u.WriteBatch([]Datagram{{Peer: Peer{Addr: u.LocalAddr()}, Data: []byte("x")}})
 				require.NoError(t, err)
@@ -323,17 +323,17 @@ func TestUDPErrors(t *testing.T) {
 // refusing is a socket that counts how often writing was told of an ICMP error,
 // or swallowed one.
 type refusing struct {
-	*ipv4.PacketConn
+	batchConn
 	told  int
 	echos int // made up, before the first datagram is sent
 }
 
-func (r *refusing) WriteBatch(batch []ipv4.Message, flags int) (n int, err error) {
+func (r *refusing) WriteBatch(batch []mmsghdr, flags int) (n int, err error) {
 	if r.echos > 0 {
 		r.echos--
 		return 0, os.NewSyscallError("sendmmsg", unix.ECONNREFUSED)
 	}
-	n, err = r.PacketConn.WriteBatch(batch, flags)
+	n, err = r.batchConn.WriteBatch(batch, flags)
 	if errors.Is(err, unix.ECONNREFUSED) || n < len(batch) {
 		r.told++
 	}
@@ -345,7 +345,7 @@ func (r *refusing) WriteBatch(batch []ipv4.Message, flags int) (n int, err error
 func TestUDPErrorNoticedByWriter(t *testing.T) {
 	local := netip.MustParseAddr("127.0.0.1")
 	u := listenUDP(t, local, UDPOptions{Errors: true})
-	r := &refusing{PacketConn: u.batch.(*ipv4.PacketConn)}
+	r := &refusing{batchConn: u.batch}
 	u.batch = r
 	closed := plainSocket(t, local)
 	gone := closed.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -389,7 +389,7 @@ func TestUDPErrorNoticedByWriter(t *testing.T) {
 func TestUDPEchoes(t *testing.T) {
 	for echos, want := range map[int]int{0: 1, 1: 1, maxEchoes: 1, maxEchoes + 1: 0} {
 		u := listenUDP(t, netip.MustParseAddr("127.0.0.1"), UDPOptions{Errors: true})
-		u.batch = &refusing{PacketConn: u.batch.(*ipv4.PacketConn), echos: echos}
+		u.batch = &refusing{batchConn: u.batch, echos: echos}
 		n, err := u.WriteBatch([]Datagram{{Peer: Peer{Addr: u.LocalAddr()}, Data: []byte("x")}})
 		require.Equal(t, want, n)
 		require.Equal(t, want == 0, errors.Is(err, unix.ECONNREFUSED))
