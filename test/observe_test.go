@@ -37,7 +37,7 @@ func (o *observable) message(s *server, observes bool) coap.Message {
 		o.number++
 		m.Options = append(m.Options, coap.Uint(coap.Observe, o.number))
 	}
-	m.Options = append(m.Options, coap.Uint(coap.MaxAge, o.maxAge))
+	m.Options = append(m.Options, coap.Uint(coap.ContentFormat, 0), coap.Uint(coap.MaxAge, o.maxAge)) // text
 	return m
 }
 
