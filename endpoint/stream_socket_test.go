@@ -113,7 +113,7 @@ func secured(c *tls.Config) func(context.Context, *StreamServer, net.Listener) e
 
 func overWebSocket(secure *SecureServer) func(context.Context, *StreamServer, net.Listener) error {
 	return func(ctx context.Context, s *StreamServer, l net.Listener) error {
-		return s.ServeWebSocket(ctx, l, secure, nil)
+		return s.ServeWebSocket(ctx, l, secure, WebPages{})
 	}
 }
 

@@ -118,20 +118,30 @@ func (t *wsTransport) close() { t.cancel() }
 // WebSocketHandler serves CoAP on WebSocketPath of an HTTP/1.1 server; other
 // paths get 404.
 type WebSocketHandler struct {
-	server  *StreamServer
-	ctx     context.Context
-	origins []string
+	server *StreamServer
+	ctx    context.Context
+	pages  WebPages
 
 	mu      sync.Mutex
 	closed  bool
 	running sync.WaitGroup
 }
 
+// WebPages says which web pages may have a browser connect, beside pages of the
+// server itself. Who is no browser sends no Origin, and is asked for nothing of it.
+type WebPages struct {
+	// Origins are the host patterns of such pages.
+	Origins []string
+	// KnownHost reports whether the server is known under the host of a Host field.
+	// A page of another name that leads to the server's address, to which its owner
+	// can point any name, is as foreign as any (HC-91). Nil: every name is known.
+	KnownHost func(host string) bool
+}
+
 // NewWebSocketHandler returns a handler whose connections end with ctx, in an
-// orderly way. origins are the host patterns of web pages that may connect,
-// beside pages of the server itself.
-func (s *StreamServer) NewWebSocketHandler(ctx context.Context, origins []string) *WebSocketHandler {
-	return &WebSocketHandler{server: s, ctx: ctx, origins: origins}
+// orderly way.
+func (s *StreamServer) NewWebSocketHandler(ctx context.Context, pages WebPages) *WebSocketHandler {
+	return &WebSocketHandler{server: s, ctx: ctx, pages: pages}
 }
 
 // Wait refuses new connections and waits until all are gone, after the context
@@ -160,6 +170,11 @@ func (h *WebSocketHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
+	if r.Header.Get("Origin") != "" && h.pages.KnownHost != nil && !h.pages.KnownHost(r.Host) { // HC-91
+		h.server.Stats.HandshakesFailed.Add(1)
+		http.Error(w, "not known under this name", http.StatusMisdirectedRequest)
+		return
+	}
 	place, ok := r.Context().Value(placeKey{}).(*place)
 	if !ok { // on a server that is not ours
 		remote, _ := netip.ParseAddrPort(r.RemoteAddr)
@@ -170,7 +185,7 @@ func (h *WebSocketHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer place.leave()
 	}
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{
-		Subprotocols: []string{webSocketProtocol}, OriginPatterns: h.origins, CompressionMode: websocket.CompressionDisabled,
+		Subprotocols: []string{webSocketProtocol}, OriginPatterns: h.pages.Origins, CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil {
 		h.server.Stats.HandshakesFailed.Add(1)
@@ -196,13 +211,13 @@ func (h *WebSocketHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // ServeWebSocket accepts WebSocket connections until ctx ends, which closes the
 // listener and, in an orderly way, the connections; it returns when all are gone.
-// secure is nil for coap+ws. See NewWebSocketHandler for origins.
-func (s *StreamServer) ServeWebSocket(ctx context.Context, l net.Listener, secure *SecureServer, origins []string) error {
+// secure is nil for coap+ws.
+func (s *StreamServer) ServeWebSocket(ctx context.Context, l net.Listener, secure *SecureServer, pages WebPages) error {
 	var ln net.Listener = &admittingListener{Listener: l, server: s}
 	if secure != nil {
 		ln = tls.NewListener(ln, secure.forProtocol("http/1.1"))
 	}
-	handler := s.NewWebSocketHandler(ctx, origins)
+	handler := s.NewWebSocketHandler(ctx, pages)
 	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: s.Limits.Handshake,

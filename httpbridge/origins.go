@@ -105,7 +105,7 @@ func (o *Origins) preflight(h http.Header, r *http.Request, query bool) bool {
 // (HC-91): requests that change something, unless they carry credentials that no
 // page can make up, and requests under a foreign name of this proxy.
 func (o *Origins) crossSite(r *http.Request, proven ProvenBy, forward bool) *problem {
-	if proven == ByNetwork && !forward && !o.knownHost(r.Host) {
+	if proven == ByNetwork && !forward && !o.KnownHost(r.Host) {
 		return refuse(http.StatusMisdirectedRequest, "this proxy does not answer under the name "+strconv.Quote(hostOnly(r.Host)),
 			"use its address, or add the name to the proxy's configuration")
 	}
@@ -128,7 +128,8 @@ func (o *Origins) crossSite(r *http.Request, proven ProvenBy, forward bool) *pro
 	return nil
 }
 
-func (o *Origins) knownHost(host string) bool {
+// KnownHost reports whether a Host field names the proxy.
+func (o *Origins) KnownHost(host string) bool {
 	name := strings.ToLower(strings.TrimSuffix(hostOnly(host), "."))
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") || name == "" {
 		return true

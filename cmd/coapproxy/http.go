@@ -62,7 +62,7 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 		Mapping: httpbridge.Mapping{Prefix: h.Prefix, Templates: h.Templates, DefaultScheme: h.DefaultScheme, Forward: h.ForwardProxy, Routes: routes},
 		Media:   httpbridge.Media{Loose: h.LooseMediaTypes, PassThrough: h.CoAPPayload}, OSCORE: h.OSCORE,
 		Origins: httpbridge.Origins{Allow: h.CORS.Origins, Credentials: h.CORS.Credentials, MaxAge: h.CORS.MaxAge,
-			Hosts: append(slices.Clone(h.HostNames), c.Proxy.OwnNames...)},
+			Hosts: hostNames(c)},
 		Limits: httpbridge.Limits{Exchanges: h.Limits.Exchanges, ClientExchanges: h.Limits.ClientExchanges,
 			RequestBody: int(h.Limits.Body), ResponseBody: int(h.Limits.Response), BatchBytes: int(h.Limits.BatchBytes), BatchParts: h.Limits.BatchParts,
 			QueueBytes: int(h.Limits.QueueBytes), QueueParts: h.Limits.QueueParts, TotalBytes: int(h.Limits.TotalBytes),
@@ -73,6 +73,18 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 		return fmt.Errorf("http: %w", err)
 	}
 	return nil
+}
+
+// hostNames are the names by which web browsers may address the proxy, beside
+// those that are always its own (HC-91).
+func hostNames(c *config.Config) []string {
+	return append(slices.Clone(c.HTTP.HostNames), c.Proxy.OwnNames...)
+}
+
+// knownHost reports whether a Host field names this proxy.
+func (p *runningProxy) knownHost(host string) bool {
+	o := httpbridge.Origins{Hosts: hostNames(p.config.Load())}
+	return o.KnownHost(host)
 }
 
 // webRoutes are the routes that HTTP clients can ask for, by a path or by a name

@@ -246,7 +246,7 @@ func (p *runningProxy) connections(l config.Listener, log *zap.Logger) (*listene
 		var err error
 		secure := p.secureServer(l.Scheme)
 		if strings.HasSuffix(l.Scheme, "+ws") {
-			err = p.streams.ServeWebSocket(ctx, socket, secure, nil)
+			err = p.streams.ServeWebSocket(ctx, socket, secure, endpoint.WebPages{KnownHost: p.knownHost})
 		} else {
 			err = p.streams.Serve(ctx, socket, secure)
 		}
