@@ -35,7 +35,9 @@ type StreamClientConfig struct {
 	// Timeout bounds the wait for a response, from the arrival of the request
 	// (FP-32).
 	Timeout time.Duration
-	// Connections bounds the servers that there is a connection to at a time.
+	// Connections bounds the servers that there is a connection to at a time. When
+	// there are so many, the one that has been without requests for the longest time
+	// gives way. Those that one client had opened are three quarters at most.
 	Connections int
 	// Calls bounds the requests to one server that are waiting for the connection
 	// or the response (FP-35).
@@ -64,7 +66,8 @@ type StreamClient struct {
 	mu       sync.Mutex
 	links    map[serverKey]*link
 	failures *simplelru.LRU[serverKey, failedServer]
-	count    int // links that have not ended, those replaced included
+	shares   exchange.Shares // links that have not ended, those replaced included
+	leaving  int             // links that made room
 	tokens   *rand.ChaCha8
 	// observations are the calls that observe; adrift are those of them whose
 	// connection is lost.
@@ -91,6 +94,7 @@ type failedServer struct {
 type link struct {
 	client *StreamClient
 	key    serverKey
+	opener netip.Addr // the client whose request it was opened for
 	// stream is nil until the server's CSM has arrived.
 	stream  *Stream
 	calls   map[uint64]*streamCall
@@ -100,6 +104,7 @@ type link struct {
 	used     time.Time
 	unused   exchange.Deadline
 	ended    bool
+	evicted  bool // it made room for another one and has given back its share
 }
 
 // streamCall is one request. Who takes it out of link.calls, or of
@@ -161,7 +166,7 @@ func (c *StreamClient) Exchange(r *exchange.Request, w exchange.Sink) exchange.C
 	k := &streamCall{client: c, sink: w, open: openCallOf(r, &m), sealing: r.Sealing}
 	k.deadline.Fire = k.expire
 	c.mu.Lock()
-	l, failure := c.linkTo(serverKey{r.Target.Scheme, r.Target.Host, r.Target.Addr})
+	l, failure := c.linkTo(serverKey{r.Target.Scheme, r.Target.Host, r.Target.Addr}, r.Peer.Addr())
 	if failure == nil && len(l.calls)-l.standing >= c.config.Calls {
 		failure = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many requests wait for this server", RetryAfter: time.Second}
 	}
@@ -210,9 +215,9 @@ func (c *StreamClient) Capacity(t *exchange.Target) (payload int, bert bool) {
 	return s.capacity()
 }
 
-// linkTo returns the connection to the server, which may be just being opened.
-// Called under the lock.
-func (c *StreamClient) linkTo(key serverKey) (*link, *exchange.Failure) {
+// linkTo returns the connection to the server, which may be just being opened, for
+// the client at the address of opener. Called under the lock.
+func (c *StreamClient) linkTo(key serverKey, opener netip.Addr) (*link, *exchange.Failure) {
 	if l := c.links[key]; l != nil {
 		if l.stream == nil || l.stream.usable() {
 			return l, nil
@@ -226,16 +231,45 @@ func (c *StreamClient) linkTo(key serverKey) (*link, *exchange.Failure) {
 		return nil, errClosing
 	case failed && now.Before(f.until):
 		return nil, unreachable(f.err)
-	case c.count >= c.config.Connections:
+	case !c.shares.Take(opener, c.config.Connections) && !(c.makeRoom(opener) && c.shares.Take(opener, c.config.Connections)):
 		return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many connections to servers", RetryAfter: time.Second}
 	}
-	l := &link{client: c, key: key, calls: make(map[uint64]*streamCall)}
+	l := &link{client: c, key: key, opener: opener, calls: make(map[uint64]*streamCall)}
 	l.unused.Fire = l.closeUnused
 	c.links[key] = l
-	c.count++
 	c.wg.Go(func() { l.run() })
 	return l, nil
 }
+
+// makeRoom has the connection that was without requests for the longest time end, to
+// make room for another one, and reports whether there is such a one: of all, or
+// where the share of the client is used up, of those opened for it. Called under the
+// lock.
+func (c *StreamClient) makeRoom(opener netip.Addr) bool {
+	if c.leaving >= maxLeaving {
+		return false
+	}
+	modest := c.shares.Modest(opener, c.config.Connections)
+	var oldest *link
+	for _, l := range c.links {
+		if l.stream != nil && len(l.calls) == 0 && (modest || l.opener == opener) && (oldest == nil || l.used.Before(oldest.used)) {
+			oldest = l
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	c.config.Stats.Evicted.Add(1)
+	delete(c.links, oldest.key)
+	oldest.evicted = true
+	c.leaving++
+	c.shares.Give(oldest.opener)
+	c.config.Engine.Schedule(&oldest.unused, time.Now()) // which closes it
+	return true
+}
+
+// maxLeaving bounds the connections beyond the limit that are being closed.
+const maxLeaving = 64
 
 func unreachable(err error) *exchange.Failure {
 	return &exchange.Failure{Reason: exchange.Unreachable, Detail: "the server cannot be reached", Err: err}
@@ -357,7 +391,11 @@ func (l *link) end(err error) {
 	if c.links[l.key] == l {
 		delete(c.links, l.key)
 	}
-	c.count--
+	if l.evicted {
+		c.leaving--
+	} else {
+		c.shares.Give(l.opener)
+	}
 	opened := l.stream != nil
 	if !opened {
 		old, _ := c.failures.Get(l.key)
@@ -398,7 +436,7 @@ func (l *link) closeUnused(now time.Time) {
 	if len(l.calls) > 0 {
 		next = now.Add(c.config.Unused)
 	}
-	release := !next.After(now)
+	release := l.evicted || !next.After(now)
 	if release && c.links[l.key] == l {
 		delete(c.links, l.key)
 	}

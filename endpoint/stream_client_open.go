@@ -184,7 +184,7 @@ func (k *streamCall) openExpired(now time.Time) {
 	l := k.link
 	if drifts {
 		var failure *exchange.Failure
-		if l, failure = c.linkTo(l.key); failure != nil {
+		if l, failure = c.linkTo(l.key, l.opener); failure != nil {
 			o.failures++
 			if o.failures > maxRenewalFailures {
 				c.mu.Unlock()

@@ -280,6 +280,63 @@ func TestStreamClientBounds(t *testing.T) {
 	})
 }
 
+// Where there is no room for another connection, the one that has been unused for the
+// longest time gives way.
+func TestStreamClientMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newClientBench(t, nil)
+		at := func(i int) netip.AddrPort { return netip.AddrPortFrom(pipeServer.Addr(), uint16(i)) }
+		unused := make([]*streamPeer, 2)
+		for i := range unused {
+			o, _ := b.getFrom(at(i), "a", "")
+			p := b.settled()
+			p.send(&wire.Message{Code: codes.Content, Token: p.expect(codes.GET).Token})
+			o.content(t)
+			unused[i] = p
+			time.Sleep(time.Second)
+		}
+		for i := len(unused); i <= b.config.Connections; i++ {
+			b.getFrom(at(i), "a", "")
+			b.settled().expect(codes.GET)
+		}
+		unused[0].expect(codes.Release)
+		unused[0].expectEnd()
+		synctest.Wait()
+		require.EqualValues(t, 1, b.config.Stats.Evicted.Load())
+		require.Equal(t, b.config.Connections, b.shares.Total())
+		o, _ := b.getFrom(at(1), "again", "")
+		p := unused[1]
+		p.send(&wire.Message{Code: codes.Content, Token: p.expect(codes.GET).Token})
+		o.content(t)
+		b.getFrom(at(99), "a", "")
+		b.settled().expect(codes.GET)
+		p.expect(codes.Release)
+		o, _ = b.getFrom(at(100), "a", "")
+		require.Equal(t, exchange.Overloaded, o.failure(t).Reason)
+	})
+}
+
+// One client alone leaves a quarter of the connections to others.
+func TestStreamClientShares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newClientBench(t, nil)
+		from := func(client string, port uint16) *outcome {
+			o := newOutcome()
+			b.Exchange(&exchange.Request{Method: codes.GET, Options: pathOptions("a"), Arrival: time.Now(), Peer: netip.AddrPortFrom(netip.MustParseAddr(client), 1),
+				Target: exchange.Target{Scheme: "coap+tcp", Addr: netip.AddrPortFrom(pipeServer.Addr(), port)}}, o)
+			b.config.Engine.Flush()
+			return o
+		}
+		for port := range uint16(3) {
+			from("192.0.2.1", port)
+		}
+		require.Equal(t, exchange.Overloaded, from("192.0.2.1", 3).failure(t).Reason)
+		from("192.0.2.2", 4)
+		require.Equal(t, b.config.Connections, b.shares.Total())
+		require.Equal(t, exchange.Overloaded, from("192.0.2.2", 5).failure(t).Reason)
+	})
+}
+
 // RFC 8323 §5.5: after the server's Release nothing new is asked of it, what was
 // asked is awaited, and a new connection takes over.
 func TestStreamClientReleased(t *testing.T) {

@@ -13,6 +13,7 @@ type StreamStats struct {
 	Dialled              atomic.Uint64 `metric:"connections_dialled_total" help:"Connections opened to servers."`
 	DialsFailed          atomic.Uint64 `metric:"connections_dial_failed_total" help:"Connections to servers that could not be opened."`
 	Lost                 atomic.Uint64 `metric:"connections_lost_total" help:"Connections to servers that ended while requests were waiting."`
+	Evicted              atomic.Uint64 `metric:"connections_evicted_total" help:"Unused connections to servers closed to make room for others."`
 	Received             atomic.Uint64 `metric:"connection_messages_received_total" help:"Messages received over connections."`
 	Sent                 atomic.Uint64 `metric:"connection_messages_sent_total" help:"Messages queued for sending over connections."`
 	Malformed            atomic.Uint64 `metric:"connection_messages_malformed_total" help:"Messages with a format error; each aborts its connection."`

@@ -35,12 +35,7 @@ type Waiter interface {
 // while another has several. Otherwise ok is false and w is not in the queue.
 func Enqueue[W Waiter](queue []W, w W, client netip.Addr, served uint64, limit int) (out []W, displaced W, ok bool) {
 	t := w.Place()
-	t.client, t.round = client, served+1
-	if client.Is6() {
-		if p, err := client.WithZone("").Prefix(64); err == nil {
-			t.client = p.Addr()
-		}
-	}
+	t.client, t.round = fairClient(client), served+1
 	at := len(queue)
 	if t.client.IsValid() {
 		for _, other := range slices.Backward(queue) {

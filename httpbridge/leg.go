@@ -37,7 +37,8 @@ type LegConfig struct {
 	Redirect func(ctx context.Context, r *exchange.Request, to *url.URL) (exchange.Target, error)
 	// Redirects is how many are followed for one request, 5.
 	Redirects int
-	// Requests bounds the requests at a time, 256; one more gets 5.03.
+	// Requests bounds the requests at a time, 256; one more gets 5.03. One client
+	// has three quarters of them at most.
 	Requests int
 	// Body is the longest response body, 1 MiB.
 	Body int
@@ -70,7 +71,7 @@ type Leg struct {
 	LegConfig
 	media     *mediaTypes
 	transport *http.Transport
-	slots     chan struct{}
+	slots     exchange.Shares
 	// tags remembers entity tags of servers by what CoAP clients know of them.
 	tags    *lru.Cache[string, string]
 	ctx     context.Context
@@ -93,7 +94,7 @@ func NewLeg(ctx context.Context, c LegConfig) *Leg {
 	if c.Timeout <= 0 {
 		c.Timeout = 30 * time.Second
 	}
-	l := &Leg{LegConfig: c, media: newMediaTypes(Media{Loose: c.Loose}), slots: make(chan struct{}, c.Requests), ctx: ctx}
+	l := &Leg{LegConfig: c, media: newMediaTypes(Media{Loose: c.Loose}), ctx: ctx}
 	l.tags, _ = lru.New[string, string](maxOriginTags) // fails for sizes below 1 only
 	l.transport = &http.Transport{DialContext: l.dial, DialTLSContext: l.dialTLS, DisableCompression: true,
 		MaxIdleConns: 64, MaxIdleConnsPerHost: 4, MaxConnsPerHost: 16, IdleConnTimeout: time.Minute,
@@ -109,7 +110,7 @@ func (l *Leg) Wait() {
 }
 
 // Pending is the number of requests under way.
-func (l *Leg) Pending() int { return len(l.slots) }
+func (l *Leg) Pending() int { return l.slots.Total() }
 
 // Exchange implements exchange.Handler.
 func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
@@ -122,9 +123,8 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if f := l.checkOptions(r); f != nil {
 		return exchange.Fail(w, f)
 	}
-	select {
-	case l.slots <- struct{}{}:
-	default:
+	asker := r.Peer.Addr()
+	if !l.slots.Take(asker, l.Requests) {
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many HTTP requests are running", RetryAfter: time.Second})
 	}
 	l.Stats.Requests.Add(1)
@@ -134,7 +134,7 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if !l.running.Go(func() {
 		defer cancel()
 		p, err := l.carryOut(ctx, method, kept)
-		<-l.slots
+		l.slots.Give(asker)
 		l.Stats.Running.Add(-1)
 		switch {
 		case err == nil:
@@ -148,7 +148,7 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 		l.Engine.Flush()
 	}) {
 		cancel()
-		<-l.slots
+		l.slots.Give(asker)
 		l.Stats.Running.Add(-1)
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: time.Second})
 	}

@@ -26,7 +26,7 @@ type Names struct {
 	resolver Resolver
 	engine   *exchange.Engine
 	ctx      context.Context
-	slots    chan struct{}
+	slots    exchange.Shares
 	known    *lru.Cache[string, resolved]
 	lookups  exchange.Tasks
 }
@@ -51,14 +51,14 @@ func NewNames(ctx context.Context, own map[string][]netip.Addr, resolver Resolve
 	if err != nil {
 		return nil, err
 	}
-	return &Names{own: own, resolver: resolver, engine: engine, ctx: ctx, slots: make(chan struct{}, maxLookups), known: known}, nil
+	return &Names{own: own, resolver: resolver, engine: engine, ctx: ctx, known: known}, nil
 }
 
 // Wait waits for the lookups under way, after the context has ended.
 func (n *Names) Wait() { n.lookups.Wait() }
 
 // Pending is the number of lookups under way.
-func (n *Names) Pending() int { return len(n.slots) }
+func (n *Names) Pending() int { return n.slots.Total() }
 
 type resumption func(r *exchange.Request, w exchange.Sink, addrs []netip.Addr) exchange.Canceler
 
@@ -71,16 +71,15 @@ func (n *Names) lookup(r *exchange.Request, w exchange.Sink, host string, then r
 	if k, ok := n.known.Get(host); ok && k.expires.After(r.Arrival) {
 		return then(r, w, k.addrs)
 	}
-	select {
-	case n.slots <- struct{}{}:
-	default:
-		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many names are being resolved", RetryAfter: time.Second})
+	asker := r.Peer.Addr()
+	if !n.slots.Take(asker, maxLookups) {
+		return exchange.Fail(w, errTooManyLookups)
 	}
 	p := &postponed{sink: w}
 	kept := r.Clone()
 	if !n.lookups.Go(func() {
-		addrs, err := n.resolve(host)
-		<-n.slots
+		addrs, err := n.resolve(n.ctx, host)
+		n.slots.Give(asker)
 		switch {
 		case err != nil:
 			p.fail(err)
@@ -91,32 +90,33 @@ func (n *Names) lookup(r *exchange.Request, w exchange.Sink, host string, then r
 		}
 		n.engine.Flush()
 	}) {
-		<-n.slots
+		n.slots.Give(asker)
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: time.Second})
 	}
 	return p
 }
 
-// Resolve returns the addresses of host, at least one, and takes its time. The
-// error is a *exchange.Failure.
-func (n *Names) Resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+// errTooManyLookups is what a client gets whose names would hold up those of others.
+var errTooManyLookups = &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many names are being resolved", RetryAfter: time.Second}
+
+// Resolve returns the addresses of host, at least one, for the client at an address,
+// and takes its time. The error is a *exchange.Failure.
+func (n *Names) Resolve(ctx context.Context, asker netip.Addr, host string) ([]netip.Addr, error) {
 	if addrs := n.own[host]; len(addrs) > 0 {
 		return addrs, nil
 	}
 	if k, ok := n.known.Get(host); ok && k.expires.After(time.Now()) {
 		return k.addrs, nil
 	}
-	select {
-	case n.slots <- struct{}{}:
-		defer func() { <-n.slots }()
-	case <-ctx.Done():
-		return nil, &exchange.Failure{Reason: exchange.NoAnswer, Detail: "the name was not resolved in time", Err: ctx.Err()}
+	if !n.slots.Take(asker, maxLookups) {
+		return nil, errTooManyLookups
 	}
-	return n.resolve(host)
+	defer n.slots.Give(asker)
+	return n.resolve(ctx, host)
 }
 
-func (n *Names) resolve(host string) ([]netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(n.ctx, lookupTimeout)
+func (n *Names) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	addrs, err := n.resolver.LookupNetIP(ctx, "ip", host)
 	if err == nil && len(addrs) == 0 {

@@ -121,18 +121,27 @@ func TestSlowNameServer(t *testing.T) {
 	})
 }
 
-// The names being resolved at a time are bounded; more get 5.03.
+// The names being resolved at a time are bounded; more get 5.03, and one client alone
+// leaves some to others.
 func TestTooManyNames(t *testing.T) {
 	inGateway(t, resolving(newNameServer(time.Second)), func(g *gateway) {
-		c := g.peer(userAddr)
-		for i := range maxLookups {
-			c.ask(msg(non, codes.GET, "t", uri(fmt.Sprintf("coap://%d.example/r", i))))
+		const alone = maxLookups / 4 * 3
+		c, other := g.peer(userAddr), g.peer("203.0.113.6:40000")
+		ask := func(c *peer, i int) { c.ask(msg(non, codes.GET, "t", uri(fmt.Sprintf("coap://%d.example/r", i)))) }
+		for i := range alone {
+			ask(c, i)
 		}
 		c.expect()
+		ask(c, alone)
+		c.expect("NON 5.03 14=01 |too many names are being resolved")
+		for i := alone; i < maxLookups; i++ {
+			ask(other, i)
+		}
+		other.expect()
 		c.ask(msg(con, codes.GET, "u", uri("coap://server.example/r")))
 		c.expect("ACK 5.03 14=01 |too many names are being resolved")
 		g.after(time.Second)
-		require.Len(t, c.take(), maxLookups)
+		require.Len(t, append(c.take(), other.take()...), maxLookups)
 		c.ask(msg(con, codes.GET, "u", uri("coap://unknown.example/r")))
 		g.after(time.Second)
 		c.expect("ACK", "CON 5.02 |the name does not resolve")

@@ -43,7 +43,7 @@ func (p *runningProxy) redirect(ctx context.Context, c *config.Config, g *genera
 	}
 	addrs := []netip.Addr{u.Addr}
 	if u.Host != "" {
-		if addrs, err = g.names.Resolve(ctx, u.Host); err != nil {
+		if addrs, err = g.names.Resolve(ctx, r.Peer.Addr(), u.Host); err != nil {
 			return exchange.Target{}, err
 		}
 	}
