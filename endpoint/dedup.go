@@ -93,17 +93,11 @@ const (
 	unqueued    = lifetimes // requests under way that are in no queue
 )
 
-// handle names a remembered message: its place in the slab.
-type handle int32
-
-const none handle = -1
-
 type remembered struct {
-	key     messageKey
 	expires int64 // nanoseconds since the table's epoch
 	reply   []byte
-	next    handle // in its queue, or in the list of free places
-	prev    handle // in its queue
+	next    handle // in its queue
+	prev    handle
 	size    uint16 // of the message in bytes, 65535 for more
 	life    lifetime
 	flags   dedupFlags
@@ -139,9 +133,7 @@ type dedup struct {
 
 	mu     sync.Mutex
 	peers  map[peerShare]int // non-idempotent requests of each
-	table  map[messageKey]handle
-	slab   []remembered
-	free   handle
+	table  keyTable[remembered]
 	queues [lifetimes]queue
 }
 
@@ -152,7 +144,7 @@ type queue struct {
 }
 
 func newDedup(limits DedupLimits, stats *Stats) *dedup {
-	d := &dedup{limits: limits, stats: stats, epoch: time.Now(), table: make(map[messageKey]handle), peers: make(map[peerShare]int), free: none}
+	d := &dedup{limits: limits, stats: stats, epoch: time.Now(), table: newKeyTable[remembered](), peers: make(map[peerShare]int)}
 	for i := range d.queues {
 		d.queues[i] = queue{first: none, last: none}
 	}
@@ -195,17 +187,18 @@ func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, size 
 	defer d.mu.Unlock()
 	at := now.Sub(d.epoch)
 	d.expire(int64(at))
-	if h, ok := d.table[key]; ok {
-		m := &d.slab[h]
+	hash := d.table.hash(&key)
+	if h := d.table.find(&key, hash); h != none {
+		m := d.table.at(h)
 		if m.expires > int64(at) {
 			return none, earlier{m.flags, m.reply, int(m.size)}, duplicate
 		}
 		m.flags |= flagOutdated
-		delete(d.table, key)
+		d.table.unindex(h)
 	}
 	if isIdempotent(method) {
-		h := d.place(key)
-		d.slab[h].life, d.slab[h].expires, d.slab[h].size = unqueued, int64(at+span(confirmable)), uint16(min(size, 65535))
+		h := d.table.insert(&key, hash)
+		*d.table.at(h) = remembered{life: unqueued, expires: int64(at + span(confirmable)), size: uint16(min(size, 65535)), next: none, prev: none}
 		return h, earlier{}, fresh
 	}
 	non, con := &d.queues[nonRequest], &d.queues[conRequest]
@@ -217,8 +210,8 @@ func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, size 
 	if confirmable {
 		life = conRequest
 	}
-	h := d.place(key)
-	d.slab[h].size = uint16(min(size, 65535))
+	h := d.table.insert(&key, hash)
+	d.table.at(h).size = uint16(min(size, 65535))
 	d.push(life, h, at+span(confirmable))
 	return h, earlier{}, fresh
 }
@@ -234,15 +227,16 @@ func (d *dedup) beginResponse(key messageKey, confirmable bool, now time.Time) (
 	defer d.mu.Unlock()
 	at := now.Sub(d.epoch)
 	d.expire(int64(at))
-	if h, ok := d.table[key]; ok {
-		return none, earlier{flags: d.slab[h].flags}, true
+	hash := d.table.hash(&key)
+	if h := d.table.find(&key, hash); h != none {
+		return none, earlier{flags: d.table.at(h).flags}, true
 	}
 	for d.queues[life].count >= max(d.limits.Idempotent, 1) {
 		d.drop(d.pop(life))
 		d.stats.DedupEvicted.Add(1)
 	}
-	h := d.place(key)
-	d.slab[h].flags = flagDone
+	h := d.table.insert(&key, hash)
+	d.table.at(h).flags = flagDone
 	d.push(life, h, at+span(confirmable))
 	return h, earlier{}, false
 }
@@ -255,7 +249,7 @@ func (d *dedup) acknowledged(h handle) { d.flag(h, flagAcked) }
 
 func (d *dedup) flag(h handle, f dedupFlags) {
 	d.mu.Lock()
-	d.slab[h].flags |= f
+	d.table.at(h).flags |= f
 	d.mu.Unlock()
 }
 
@@ -266,7 +260,7 @@ func (d *dedup) finish(h handle, reply []byte, carriedOut bool) {
 	now := time.Since(d.epoch)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m := &d.slab[h]
+	m := d.table.at(h)
 	m.flags |= flagDone
 	if !carriedOut && m.life != unqueued {
 		d.unlink(h)
@@ -295,39 +289,25 @@ func (d *dedup) finish(h handle, reply []byte, carriedOut bool) {
 func (d *dedup) expire(now int64) {
 	for life := range lifetime(lifetimes) {
 		q := &d.queues[life]
-		for q.first != none && d.slab[q.first].expires <= now {
+		for q.first != none && d.table.at(q.first).expires <= now {
 			h := d.pop(life)
-			if d.slab[h].flags&flagDone != 0 {
+			if d.table.at(h).flags&flagDone != 0 {
 				d.drop(h)
 			}
 		}
 	}
 }
 
-// place takes a free entry for the key.
-func (d *dedup) place(key messageKey) handle {
-	h := d.free
-	if h == none {
-		h = handle(len(d.slab))
-		d.slab = append(d.slab, remembered{})
-	} else {
-		d.free = d.slab[h].next
-	}
-	d.slab[h] = remembered{key: key, next: none, prev: none}
-	d.table[key] = h
-	return h
-}
-
 func (d *dedup) push(life lifetime, h handle, expires time.Duration) {
-	m, q := &d.slab[h], &d.queues[life]
+	m, q := d.table.at(h), &d.queues[life]
 	m.life, m.expires, m.next, m.prev = life, int64(expires), none, q.last
 	if life == nonRequest || life == conRequest {
-		d.peers[m.key.share()]++
+		d.peers[d.table.key(h).share()]++
 	}
 	if q.last == none {
 		q.first = h
 	} else {
-		d.slab[q.last].next = h
+		d.table.at(q.last).next = h
 	}
 	q.last = h
 	q.count++
@@ -343,22 +323,22 @@ func (d *dedup) pop(life lifetime) handle {
 
 // unlink takes an entry out of its queue.
 func (d *dedup) unlink(h handle) {
-	m := &d.slab[h]
+	m := d.table.at(h)
 	q := &d.queues[m.life]
 	if m.prev == none {
 		q.first = m.next
 	} else {
-		d.slab[m.prev].next = m.next
+		d.table.at(m.prev).next = m.next
 	}
 	if m.next == none {
 		q.last = m.prev
 	} else {
-		d.slab[m.next].prev = m.prev
+		d.table.at(m.next).prev = m.prev
 	}
 	q.count--
 	q.bytes -= len(m.reply)
 	if m.life == nonRequest || m.life == conRequest {
-		share := m.key.share()
+		share := d.table.key(h).share()
 		if d.peers[share]--; d.peers[share] == 0 {
 			delete(d.peers, share)
 		}
@@ -368,10 +348,9 @@ func (d *dedup) unlink(h handle) {
 
 // drop forgets an entry that is in no queue.
 func (d *dedup) drop(h handle) {
-	m := &d.slab[h]
+	m := d.table.at(h)
 	if m.flags&flagOutdated == 0 {
-		delete(d.table, m.key)
+		d.table.unindex(h)
 	}
-	m.reply, m.next = nil, d.free
-	d.free = h
+	d.table.release(h)
 }

@@ -113,7 +113,7 @@ func TestDedupAgainstModel(t *testing.T) {
 			d.mu.Lock()
 			d.expire(int64(time.Since(d.epoch)))
 			d.mu.Unlock()
-			require.Empty(t, d.table)
+			require.Zero(t, d.table.len())
 			checkDedup(t, d)
 		})
 	})
@@ -123,29 +123,29 @@ func TestDedupAgainstModel(t *testing.T) {
 // or taken by a request under way, and that the sums are right.
 func checkDedup(t require.TestingT, d *dedup) {
 	free := 0
-	for h := d.free; h != none; h = d.slab[h].next {
-		require.Nil(t, d.slab[h].reply)
+	for h := d.table.free; h != none; h = d.table.slab[h].next {
+		require.Nil(t, d.table.at(h).reply)
 		free++
 	}
 	queued := 0
 	for life := range d.queues {
 		q := &d.queues[life]
 		count, bytes, last := 0, 0, none
-		for h := q.first; h != none; h = d.slab[h].next {
-			require.Equal(t, lifetime(life), d.slab[h].life)
-			count, bytes, last = count+1, bytes+len(d.slab[h].reply), h
+		for h := q.first; h != none; h = d.table.at(h).next {
+			require.Equal(t, lifetime(life), d.table.at(h).life)
+			count, bytes, last = count+1, bytes+len(d.table.at(h).reply), h
 		}
 		require.Equal(t, q.last, last)
 		require.Equal(t, q.count, count)
 		require.Equal(t, q.bytes, bytes)
 		queued += count
 	}
-	for key, h := range d.table {
-		require.Equal(t, key, d.slab[h].key)
-		require.Zero(t, d.slab[h].flags&flagOutdated)
+	for key, h := range d.table.keys() {
+		require.Equal(t, key, *d.table.key(h))
+		require.Zero(t, d.table.at(h).flags&flagOutdated)
 	}
-	require.LessOrEqual(t, free+queued, len(d.slab))
-	require.LessOrEqual(t, len(d.table), len(d.slab)-free)
+	require.LessOrEqual(t, free+queued, len(d.table.slab))
+	require.LessOrEqual(t, d.table.len(), len(d.table.slab)-free)
 }
 
 // One peer has a share of the table of non-idempotent requests, so that it cannot
@@ -196,8 +196,8 @@ func TestDedupTinyLimits(t *testing.T) {
 			require.Equal(t, limit == 1 && id == 0, verdict == fresh)
 			checkDedup(t, d)
 		}
-		require.LessOrEqual(t, len(d.table), 4)
-		require.LessOrEqual(t, len(d.slab), 5)
+		require.LessOrEqual(t, d.table.len(), 4)
+		require.LessOrEqual(t, len(d.table.slab), 5)
 	}
 }
 

@@ -65,7 +65,7 @@ type Endpoint struct {
 	dedup *dedup
 
 	mu      sync.Mutex
-	pending map[messageKey]pending
+	pending keyTable[pending]
 
 	// keptTokens counts the exchanges whose Token outlives a response: while there
 	// are any, repeated NON responses are dropped as with DedupResponses.
@@ -92,7 +92,7 @@ type idSequence struct {
 
 // New returns an Endpoint; Serve makes it work.
 func New(c Config) *Endpoint {
-	e := &Endpoint{Config: c, id: c.Engine.NextID(), pending: make(map[messageKey]pending), seed: maphash.MakeSeed(), dedup: newDedup(c.Dedup, c.Stats)}
+	e := &Endpoint{Config: c, id: c.Engine.NextID(), pending: newKeyTable[pending](), seed: maphash.MakeSeed(), dedup: newDedup(c.Dedup, c.Stats)}
 	e.out = outbox{conn: c.Conn, engine: c.Engine, stats: c.Stats, failed: e.sendFailed}
 	for i := range e.ids {
 		e.ids[i].next.Store(rand.Uint32() & 0xffff) //nolint:gosec // Message IDs are no secret

@@ -9,7 +9,7 @@ import (
 func (e *Endpoint) Pending() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.pending)
+	return e.pending.len()
 }
 
 // Remembered is how many received messages are remembered, and for how many
@@ -17,7 +17,7 @@ func (e *Endpoint) Pending() int {
 func (e *Endpoint) Remembered() (entries, slab int) {
 	e.dedup.mu.Lock()
 	defer e.dedup.mu.Unlock()
-	return len(e.dedup.table), len(e.dedup.slab)
+	return e.dedup.table.len(), len(e.dedup.table.slab)
 }
 
 // Load is the size of the tables of a client: calls that run, requests that

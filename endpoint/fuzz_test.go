@@ -182,7 +182,7 @@ func FuzzEndpointReceive(f *testing.F) {
 			checkDedup(t, e.dedup)
 			// Idempotent requests, non-idempotent ones, responses of two kinds,
 			// and what is under way.
-			if n := len(e.dedup.table); n > 4*limit+len(h.waiting)+requests {
+			if n := e.dedup.table.len(); n > 4*limit+len(h.waiting)+requests {
 				t.Fatalf("%d messages remembered", n)
 			}
 			for life, q := range e.dedup.queues {
@@ -191,17 +191,17 @@ func FuzzEndpointReceive(f *testing.F) {
 				}
 			}
 		}
-		if n := len(server.pending); n > requests {
+		if n := server.pending.len(); n > requests {
 			t.Fatalf("%d messages pending after %d requests", n, requests)
 		}
-		if n, calls := len(upstream.pending), len(c.calls); n > calls {
+		if n, calls := upstream.pending.len(), len(c.calls); n > calls {
 			t.Fatalf("%d messages pending for %d calls", n, calls)
 		}
 		c.Wait()
 		if begun != ends {
 			t.Fatalf("%d exchanges, %d ends", begun, ends)
 		}
-		if len(upstream.pending) > 0 {
+		if upstream.pending.len() > 0 {
 			t.Fatal("messages of ended exchanges are pending")
 		}
 		for _, in := range h.waiting {

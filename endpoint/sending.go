@@ -52,7 +52,7 @@ func (e *Endpoint) Send(peer Peer, path Path, m *wire.Message, w Watcher) error 
 		p.t.deadline.Fire = p.t.expire
 	}
 	e.mu.Lock()
-	e.pending[key] = p
+	e.pending.set(&key, p)
 	e.mu.Unlock()
 	err := e.out.put(peer, path, m, func(encoded []byte) {
 		if p.t != nil {
@@ -78,12 +78,14 @@ func (e *Endpoint) Settle(peer netip.AddrPort, id uint16) { e.settle(peer, id, f
 func (e *Endpoint) settle(peer netip.AddrPort, id uint16, onlyConfirmable bool) (pending, bool) {
 	key := keyOf(peer, id)
 	e.mu.Lock()
-	p, ok := e.pending[key]
-	if !ok || onlyConfirmable && p.t == nil {
+	h := e.pending.find(&key, e.pending.hash(&key))
+	if h == none || onlyConfirmable && e.pending.at(h).t == nil {
 		e.mu.Unlock()
 		return pending{}, false
 	}
-	delete(e.pending, key)
+	p := *e.pending.at(h)
+	e.pending.unindex(h)
+	e.pending.release(h)
 	if p.t != nil {
 		p.t.settled = true
 	}
@@ -119,7 +121,8 @@ func (e *Endpoint) sendFailed(d *Datagram, err error) {
 		return
 	}
 	e.mu.Lock()
-	_, ok = e.pending[keyOf(d.Peer.key(), id)]
+	key := keyOf(d.Peer.key(), id)
+	ok = e.pending.find(&key, e.pending.hash(&key)) != none
 	e.mu.Unlock()
 	if !ok {
 		return
@@ -173,12 +176,14 @@ func (t *transmission) expire(now time.Time) {
 	}
 	// A message that is neither settled nor pending has lost its Message ID to
 	// a newer one after a wrap (FP-91), and cannot be acknowledged any more.
-	current := e.pending[key].t == t
+	h := e.pending.find(&key, e.pending.hash(&key))
+	current := h != none && e.pending.at(h).t == t
 	over := !current || t.repeats >= e.Params.MaxRetransmit
 	if over {
 		t.settled = true
 		if current {
-			delete(e.pending, key)
+			e.pending.unindex(h)
+			e.pending.release(h)
 		}
 	}
 	if !over {

@@ -15,7 +15,7 @@ func (e *Endpoint) peerGone(peer Peer, err error) {
 	err = errors.Join(ErrUndeliverable, err)
 	var lost []uint16
 	e.mu.Lock()
-	for key := range e.pending {
+	for key := range e.pending.keys() {
 		if key == keyOf(peer.key(), key.id) {
 			lost = append(lost, key.id)
 		}
