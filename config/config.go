@@ -103,8 +103,14 @@ type Client struct {
 	// ConOutstanding bounds the relayed CON responses not yet acknowledged
 	// (GP-33).
 	ConOutstanding int `yaml:"con_outstanding"`
-	// ConQueue bounds the relayed CON responses waiting behind those (GP-33).
+	// ConQueue bounds the relayed responses waiting behind those (GP-33), or
+	// because of ResponseRate.
 	ConQueue int `yaml:"con_queue"`
+	// ResponseRate is how many relayed NON responses per second each host of the
+	// client gets, ResponseBurst how many at once; rate 0 means as they come
+	// (GC-84).
+	ResponseRate  float64 `yaml:"response_rate"`
+	ResponseBurst int     `yaml:"response_burst"`
 	// ResponseType is the message type of relayed responses (GP-33).
 	ResponseType ResponseType `yaml:"response_type"`
 }
@@ -219,6 +225,9 @@ type Proxy struct {
 	DefaultInterface string `yaml:"default_interface"`
 	// ClientTypes is the message type used towards unicast targets (FP-31).
 	ClientTypes ClientTypes `yaml:"client_types"`
+	// ForwardNoResponse has servers told the No-Response of a client's request, not
+	// only groups (FP-84).
+	ForwardNoResponse bool `yaml:"forward_no_response"`
 	// AllowLoopback, AllowLinkLocal and AllowPrivate say which kinds of unicast
 	// target address are reachable at all, after name resolution (FP-11). They
 	// add to, and never replace, what Client.Forward allows.

@@ -81,6 +81,7 @@ func DefaultClient() Client {
 		MaxObservations:     1024,
 		ConOutstanding:      8, // GP-33
 		ConQueue:            1024,
+		ResponseBurst:       8,
 		ResponseType:        ResponseSame, // GP-33
 	}
 }

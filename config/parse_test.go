@@ -65,6 +65,7 @@ func TestDefaults(t *testing.T) {
 	require.Equal(t, config.Client{
 		Dialect: "draft-07", FollowUp: true, Echo: "off", MaxExchanges: 64, MaxObservations: 1024, // GP-127, GP-112, FP-81
 		ConOutstanding: 8, ConQueue: 1024, ResponseType: "same", // GP-33
+		ResponseBurst: 8, // GC-84
 	}, config.DefaultClient())
 	require.Equal(t, config.Group{
 		Methods:      []config.Method{"GET", "FETCH"}, // GC-70
@@ -103,6 +104,8 @@ clients:
   max_observations: 3
   con_outstanding: 3
   con_queue: 0
+  response_rate: 2.5
+  response_burst: 3
   response_type: non
 - name: all
   networks: [198.51.100.1]
@@ -183,6 +186,8 @@ log: {level: debug, format: json, output: stdout}
 		MaxObservations: 3,
 		ConOutstanding:  3,
 		ConQueue:        0,
+		ResponseRate:    2.5,
+		ResponseBurst:   3,
 		ResponseType:    config.ResponseNon,
 	}, all}
 	site := config.DefaultGroup()

@@ -200,8 +200,12 @@ func (v *validator) clients() {
 		oneOf(v, key+".echo", c.Echo, EchoOff, EchoRequired) // FP-81
 		between(v, key+".max_exchanges", c.MaxExchanges, 1, 65536)
 		between(v, key+".max_observations", c.MaxObservations, 0, 1<<20)
-		between(v, key+".con_outstanding", c.ConOutstanding, 1, 1024)                          // GP-33
-		between(v, key+".con_queue", c.ConQueue, 0, 65536)                                     // GP-33
+		between(v, key+".con_outstanding", c.ConOutstanding, 1, 1024) // GP-33
+		between(v, key+".con_queue", c.ConQueue, 0, 65536)            // GP-33
+		if c.ResponseRate != 0 {
+			between(v, key+".response_rate", c.ResponseRate, 0.001, maxRate) // GC-84
+		}
+		between(v, key+".response_burst", c.ResponseBurst, 1, maxBurst)                        // GC-84
 		oneOf(v, key+".response_type", c.ResponseType, ResponseSame, ResponseCon, ResponseNon) // GP-33
 	}
 }

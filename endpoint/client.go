@@ -355,6 +355,9 @@ func (c *Client) send(k *call, m *wire.Message, err error) {
 		k.finish(nil)
 		return
 	}
+	if value, ok := wire.First(m.Options, wire.NoResponse); ok && m.Type == message.NonConfirmable && wire.Mute(value) {
+		c.yield(k) // nothing will come that could end its turn (FP-84)
+	}
 	if k.over.Load() { // while it was being sent: who ended it found nothing to settle
 		k.port.Settle(k.server.peer.Addr, k.id)
 	}
@@ -515,7 +518,11 @@ func (k *call) Acknowledged(uint16) {
 		k.finish(nil)
 		return
 	}
-	c := k.client
+	k.client.yield(k)
+}
+
+// yield gives k's turn to the next.
+func (c *Client) yield(k *call) {
 	c.mu.Lock()
 	next, err := c.release(k)
 	c.mu.Unlock()

@@ -32,8 +32,12 @@ type Delivery struct {
 	// Outstanding is the number of confirmable responses that may wait for
 	// their ACK at a time, at least 1.
 	Outstanding int
-	// Queue is how many more responses may wait behind those.
+	// Queue is how many more responses may wait behind those, or behind Rate.
 	Queue int
+	// Rate is how many non-confirmable responses per second are sent, Burst how many
+	// at once; rate 0: as they come (GC-84).
+	Rate  float64
+	Burst int
 }
 
 // ResponseType is the message type of relayed responses.

@@ -56,7 +56,7 @@ func (f *Front) deliver(x *groupRequest, from netip.AddrPort, m *wire.Message) {
 		f.mu.Unlock()
 		f.transmit(x, m)
 		return
-	case x.observes && d.replaces(x, from, m):
+	case x.observes && replaces(d.waiting, x, from, m):
 		f.Stats.NotificationsReplaced.Add(1)
 	case len(d.waiting) < x.delivery.Queue && f.waiting < maxWaiting:
 		f.waiting++
@@ -81,14 +81,14 @@ func ownedMessage(x *groupRequest, m *wire.Message) *wire.Message {
 
 // replaces puts a notification where an older one of the same server waits, and
 // reports whether there is one. Called under the lock.
-func (d *delivery) replaces(x *groupRequest, from netip.AddrPort, m *wire.Message) bool {
-	i := slices.IndexFunc(d.waiting, func(w waitingResponse) bool {
+func replaces(waiting []waitingResponse, x *groupRequest, from netip.AddrPort, m *wire.Message) bool {
+	i := slices.IndexFunc(waiting, func(w waitingResponse) bool {
 		return w.x == x && w.from == from && wire.Has(w.message.Options, wire.Observe)
 	})
 	if i < 0 {
 		return false
 	}
-	d.waiting[i].message = ownedMessage(x, m)
+	waiting[i].message = ownedMessage(x, m)
 	return true
 }
 
@@ -137,7 +137,8 @@ func (f *Front) delivered(x *groupRequest, acknowledged bool) {
 // is over or was stopped: none of it may be sent for the first time any more
 // (GP-33, GP-41), and the client's other exchanges need the room. x is that
 // exchange, nil for any. Called under the lock.
-func (f *Front) withdraw(key clientToken, x *groupRequest) {
+func (f *Front) withdraw(key clientToken, host netip.Addr, x *groupRequest) {
+	f.withdrawPaced(key, host, x)
 	d := f.deliveries[key.origin]
 	if d == nil {
 		return

@@ -220,3 +220,98 @@ func TestUnencodableResponse(t *testing.T) {
 		require.EqualValues(t, 1, g.stats.DeliveryDropped.Load())
 	})
 }
+
+// slowly is a client entry with a rate of non-confirmable responses.
+func slowly(rate float64, burst, queue int) func(*setup) {
+	return func(s *setup) {
+		s.access.Clients[0].Identity.Delivery = exchange.Delivery{Outstanding: 8, Queue: queue, Rate: rate, Burst: burst}
+	}
+}
+
+// said returns what the non-confirmable responses among the received messages say.
+func said(got []received) []string {
+	texts := []string{}
+	for _, m := range got {
+		if m.Type == non && m.Code != 0 {
+			texts = append(texts, string(m.Payload))
+		}
+	}
+	return texts
+}
+
+// GC-84: non-confirmable responses leave at the client's rate, a burst at once, in
+// the order they came; what does not fit before T' is dropped and counted.
+func TestResponseRate(t *testing.T) {
+	inGateway(t, slowly(2, 3, 100), func(g *gateway) {
+		c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
+		c.ask(groupGet(non, "t", 2))
+		respondAll(a, a.request(), 1, 12)
+		require.Equal(t, []string{"1", "2", "3"}, said(c.take()))
+		g.after(time.Second / 2)
+		require.Equal(t, []string{"4"}, said(c.take()))
+		g.after(time.Second)
+		require.Equal(t, []string{"5", "6"}, said(c.take()))
+		g.after(time.Second / 2)
+		require.Empty(t, said(c.take()), "T' is over")
+		require.EqualValues(t, 6, g.stats.Late.Load())
+		require.EqualValues(t, 9, g.stats.Paced.Load())
+		require.EqualValues(t, 6, g.stats.Relayed.Load())
+		require.Zero(t, g.front.Waiting())
+		g.after(time.Minute)
+		c.expect()
+		// The bucket is full again, and other clients have their own.
+		other := g.peer("203.0.113.9:7000")
+		for _, asker := range []*peer{c, other} {
+			asker.ask(groupGet(non, "u", 2))
+			respondAll(a, a.request(), 1, 4)
+			require.Equal(t, []string{"1", "2", "3"}, said(asker.take()))
+		}
+	})
+}
+
+// GC-84: the queue is bounded, and confirmable responses have their own pace.
+func TestResponseRateBounds(t *testing.T) {
+	inGateway(t, slowly(1, 1, 2), func(g *gateway) {
+		c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
+		g.prove(userAddr)
+		c.ask(groupGet(non, "t", 60))
+		respondAll(a, a.request(), 1, 5)
+		require.EqualValues(t, 2, g.stats.DeliveryDropped.Load())
+		g.after(10 * time.Second)
+		require.Equal(t, []string{"1", "2", "3"}, said(c.take()))
+		c.ask(groupGet(con, "u", 60))
+		respondAll(a, a.request(), 1, 4)
+		got := c.take()
+		require.Equal(t, []string{"1", "2", "3", "4"}, payloads(got))
+		for _, m := range got[1:] {
+			c.react(m, ack)
+		}
+	})
+}
+
+// GP-41, GP-44, GC-84: what waits for its turn is not sent after an Early Stop or a
+// RST.
+func TestResponseRateStopped(t *testing.T) {
+	inGateway(t, slowly(1, 1, 100), func(g *gateway) {
+		c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
+		c.ask(groupGet(non, "t", 60))
+		respondAll(a, a.request(), 1, 5)
+		require.Equal(t, []string{"1"}, said(c.take()))
+		c.ask(msg(con, codes.GET, "t", opt(2, "")))
+		c.expect("ACK")
+		g.after(10 * time.Second)
+		c.expect()
+		require.EqualValues(t, 4, g.stats.Late.Load())
+
+		c.ask(groupGet(non, "u", 60))
+		respondAll(a, a.request(), 1, 5)
+		first := c.take()
+		g.after(time.Second)
+		second := c.take()
+		require.Equal(t, []string{"1", "2"}, append(said(first), said(second)...))
+		c.react(second[0], message.Reset)
+		g.after(10 * time.Second)
+		c.expect()
+		require.Zero(t, g.front.Waiting())
+	})
+}

@@ -68,8 +68,9 @@ type Front struct {
 	running    map[clientToken]*groupRequest
 	observers  map[clientToken]*observation
 	ended      *endedTokens
-	waiting    int // responses in deliveries
+	waiting    int // responses in deliveries and pacers
 	deliveries map[endpoint.Origin]*delivery
+	pacers     map[netip.Addr]*pacer
 }
 
 // service is who the clients are and where their requests go: read once per
@@ -84,7 +85,7 @@ type service struct {
 func NewFront(c FrontConfig) *Front {
 	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
 		observers: make(map[clientToken]*observation),
-		echoes:    newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery),
+		echoes:    newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery), pacers: make(map[netip.Addr]*pacer),
 		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newBudget(layerFailureRate, layerFailureBurst)}
 	f.Serve(c.Next, c.Clients, c.Protected)
 	return f
@@ -415,7 +416,8 @@ func (f *Front) Active() int { return int(f.active.Load()) }
 // Draining reports whether new requests are refused.
 func (f *Front) Draining() bool { return f.closed.Load() }
 
-// Waiting is the number of responses that wait for their client's ACKs.
+// Waiting is the number of responses that wait for their client's ACKs, or for
+// their turn at its rate.
 func (f *Front) Waiting() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

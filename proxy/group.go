@@ -43,14 +43,18 @@ type groupRequest struct {
 	relayType  message.Type
 	// What the serialised calls of the sink alone touch:
 	relayed     int
-	watched     []uint16 // Message IDs of NON responses that a RST may name
 	observation groupObservation
+
+	watching sync.Mutex
+	watched  []uint16 // Message IDs of NON responses that a RST may name
+	settled  bool     // none is watched any more
 
 	target exchange.Target // for the log
 	client *exchange.Identity
 
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
 	ended  bool              // guarded by front.mu
+	paced  int               // responses in a pacer; guarded by front.mu
 	until  time.Time         // end of T'
 }
 
@@ -70,7 +74,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 	}
 	recently := stop && x == nil && f.ended.has(key, rx.Now)
 	if recently {
-		f.withdraw(key, nil)
+		f.withdraw(key, rx.Peer.Addr.Addr(), nil)
 	}
 	f.mu.Unlock()
 	switch {
@@ -186,14 +190,11 @@ func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
 		f.deliver(x, p.From, m)
 		return exchange.Continue
 	}
-	id, err := x.in.Relay(m, message.NonConfirmable, x)
-	if err != nil {
+	if x.delivery.Rate > 0 && !x.in.Reliable() {
+		f.pace(x, p.From, m)
 		return exchange.Continue
 	}
-	f.Stats.Relayed.Add(1)
-	if !x.in.Reliable() {
-		x.watch(id)
-	}
+	x.relay(m)
 	return exchange.Continue
 }
 
@@ -211,12 +212,10 @@ func (x *groupRequest) End(err error) {
 		f.ended.add(x.key, now)
 	}
 	if err != nil || !now.Before(x.until) {
-		f.withdraw(x.key, x)
+		f.withdraw(x.key, x.in.Peer.Addr.Addr(), x)
 	}
+	x.settleIfOver()
 	f.mu.Unlock()
-	for _, id := range x.watched {
-		x.in.Settle(id)
-	}
 	if x.observes {
 		f.Stats.Observers.Add(-1)
 		f.Engine.Unschedule(&x.observation.deadline)
@@ -287,7 +286,7 @@ func (x *groupRequest) Failed(uint16, error) {
 	cancel := x.cancel
 	gone := x.ended
 	if gone {
-		f.withdraw(x.key, x)
+		f.withdraw(x.key, x.in.Peer.Addr.Addr(), x)
 	}
 	f.mu.Unlock()
 	if gone || cancel == nil {

@@ -108,6 +108,12 @@ const maxWatched = 64
 
 // watch notes the Message ID of a response that a RST may name.
 func (x *groupRequest) watch(id uint16) {
+	x.watching.Lock()
+	defer x.watching.Unlock()
+	if x.settled {
+		x.in.Settle(id)
+		return
+	}
 	if x.observation.established && len(x.watched) >= maxWatched {
 		x.in.Settle(x.watched[0])
 		x.watched = append(x.watched[:0], x.watched[1:]...)

@@ -132,6 +132,32 @@ func TestOnwardOptions(t *testing.T) {
 	}
 }
 
+// FP-84: No-Response goes on to single servers where that is configured, but for
+// registrations and HTTP servers, and what is no No-Response.
+func TestNoResponseOnward(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*exchange.Request)
+		want   string
+	}{
+		"plain":        {func(*exchange.Request) {}, " 16=10 258=1a"},
+		"next proxy":   {func(r *exchange.Request) { r.Target.NextHop = "n" }, " 16=10 258=1a"},
+		"http":         {func(r *exchange.Request) { r.Target.Scheme = "http" }, " 16=10"},
+		"registration": {func(r *exchange.Request) { r.Options = append(message.Options{opt(wire.Observe, "")}, r.Options...) }, " 6= 16=10"},
+		"malformed":    {func(r *exchange.Request) { r.Options[0].Value = []byte{1, 2} }, " 16=10"},
+		"empty":        {func(r *exchange.Request) { r.Options[0].Value = nil }, " 16=10"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := toServer(opt(wire.NoResponse, "\x1a"))
+			tt.change(r)
+			numbers := wire.DefaultNumbers()
+			route := &Route{Numbers: &numbers, HopLimit: 16, ForwardNoResponse: true}
+			options, f := route.onward(r, nil)
+			require.Nil(t, f)
+			require.Equal(t, tt.want, optionsOf(options))
+		})
+	}
+}
+
 // GC-72: a name is repeated in Uri-Host, an address and a port are not. The
 // option is in its place, whatever others there are.
 func TestUriHostOnward(t *testing.T) {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"sync/atomic"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"go.uber.org/zap"
 
+	"coapproxy/endpoint"
 	"coapproxy/exchange"
 	"coapproxy/wire"
 )
@@ -29,7 +31,10 @@ type Route struct {
 	// (GC-56).
 	GroupBody func(*exchange.Request) int
 	HoldBack  *HoldBack
-	Log       *zap.Logger
+	// ForwardNoResponse tells servers, too, which responses their client does not
+	// want (FP-84).
+	ForwardNoResponse bool
+	Log               *zap.Logger
 
 	running atomic.Int64
 }
@@ -63,6 +68,7 @@ func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 	if r.Target.Group {
 		s.group, leg = true, t.Group
 	} else {
+		s.told = t.ForwardNoResponse && wire.Has(options, wire.NoResponse)
 		s.held = t.HoldBack.key(r)
 		r.Timeout = exchange.Timeout{} // it means nothing to a single server (GP-28)
 	}
@@ -128,7 +134,7 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 				continue // fitsGroup saw that it is whole
 			}
 		case wire.NoResponse:
-			if !group {
+			if !group && !t.tellsServer(r, o.Value) {
 				continue // FP-84
 			}
 			noResponse = true // GP-35
@@ -154,6 +160,15 @@ func (t *Route) onward(r *exchange.Request, options message.Options) (message.Op
 	return options, nil
 }
 
+// tellsServer reports whether the No-Response of a request goes on to its single
+// server (FP-84). That of a registration does not: clients with other wishes share
+// it, and its end must not be kept from them. HTTP servers always answer.
+func (t *Route) tellsServer(r *exchange.Request, value []byte) bool {
+	_, valid := wire.Uint(value)
+	return t.ForwardNoResponse && valid && len(value) == 1 && !wire.IsRegistration(r.Method, r.Options) &&
+		r.Target.Scheme != "http" && r.Target.Scheme != "https"
+}
+
 // checked is the sink that sees responses first.
 type checked struct {
 	sink  exchange.Sink
@@ -164,8 +179,10 @@ type checked struct {
 	observes bool
 	// onward: it is from a next proxy.
 	onward bool
-	held   holdKey
-	end    error // replaces the regular end
+	// told: its server knows which responses are not wanted.
+	told bool
+	held holdKey
+	end  error // replaces the regular end
 }
 
 // Respond implements exchange.Sink. What can be processed is the client's
@@ -196,11 +213,17 @@ func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 	return c.sink.Respond(p)
 }
 
-// End implements exchange.Sink.
+// End implements exchange.Sink. A server that was told to keep its response to
+// itself may have done so; that it did not acknowledge the request says otherwise
+// (FP-84).
 func (c *checked) End(err error) {
 	c.route.running.Add(-1)
-	if c.end != nil {
+	switch {
+	case c.end != nil:
 		err = c.end
+	case c.told && err != nil && !errors.Is(err, exchange.ErrCanceled) && !errors.Is(err, endpoint.ErrNoAck) &&
+		exchange.AsFailure(err).Reason == exchange.NoAnswer:
+		err = nil
 	}
 	c.sink.End(err)
 }

@@ -18,6 +18,7 @@ type Stats struct {
 	TokenReuses           atomic.Uint64                   `metric:"token_reuses_total" help:"Group exchanges ended because their Token was used again."`
 	Late                  atomic.Uint64                   `metric:"responses_late_total" help:"Responses that could not be sent before the timeout."`
 	DeliveryDropped       atomic.Uint64                   `metric:"responses_undelivered_total" help:"Responses dropped because the client's queue was full."`
+	Paced                 atomic.Uint64                   `metric:"responses_paced_total" help:"Responses that waited because of the client's response_rate."`
 	LayersSilenced        atomic.Uint64                   `metric:"oscore_silenced_total" help:"Protected requests that failed and got no answer, because their source had enough of them."`
 	LayersSkipped         atomic.Uint64                   `metric:"oscore_skipped_total" help:"Protected requests dropped unread, because too many forged ones came from their source."`
 	Challenges            atomic.Uint64                   `metric:"echo_challenges_total" help:"Requests answered with an Echo challenge, for an address that was not proven."`

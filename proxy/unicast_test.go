@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/require"
 
@@ -130,6 +131,34 @@ func TestUnicastNoResponse(t *testing.T) {
 		c.expect()
 	})
 }
+
+// FP-84: a server that is told of No-Response and says nothing has done what the
+// client wants, if it has the request at all; what it says all the same counts.
+func TestForwardedNoResponse(t *testing.T) {
+	inGateway(t, func(s *setup) { s.route.ForwardNoResponse, s.client.KeepType = true, true }, func(g *gateway) {
+		c, a := g.peer(userAddr), g.peer(member1)
+		ask := func(typ message.Type) received {
+			c.ask(msg(typ, codes.POST, "t", uri(serverURI), opt(wire.NoResponse, "\x02")))
+			return a.take()[0]
+		}
+		q := ask(con)
+		require.Equal(t, " 11=72 16=10 258=02", optionsOf(q.Options))
+		a.react(q, ack)
+		g.after(2 * time.Minute)
+		c.expect("ACK")
+		ask(non)
+		g.after(2 * time.Minute)
+		c.expect()
+		ask(con) // not even an ACK
+		g.after(2 * time.Minute)
+		require.Equal(t, codes.GatewayTimeout, lastOf(c.take()).Code)
+		a.take()
+		a.answer(ask(con), ack, "done")
+		c.expect("ACK")
+	})
+}
+
+func lastOf(got []received) received { return got[len(got)-1] }
 
 // A request to one server with a Multicast-Timeout is a plain one: the option is
 // taken away, and there is one response without an address, also for T' = 0.

@@ -188,6 +188,52 @@ func TestNoResponse(t *testing.T) {
 	require.False(t, servers[0].requestsTo("/unicast")[0].Has(coap.NoResponse))
 }
 
+// FP-84: servers hear of No-Response where that is configured; what they keep to
+// themselves is nothing to tell the client, and what they do not, it does not get.
+func TestNoResponseForwarded(t *testing.T) {
+	t.Parallel()
+	server := single(t, func(s *server, r *request) {
+		if r.Path() == "/obeys" {
+			if r.Type == coap.CON {
+				s.send(r, coap.Message{Type: coap.ACK, ID: r.ID})
+			}
+			return
+		}
+		content(s, r)
+	})
+	p := startProxy(t, netip.AddrPort{}, settings{client: `forward: ["coap://127.0.2.1:*"]`, proxy: "forward_no_response: true",
+		limits: "response_timeout_con: 1s\nresponse_timeout: 1s\nnstart: 1"})
+	c := newClient(t, here, clientAddr, p.addr())
+	for _, path := range []string{"/obeys", "/does-not"} {
+		m := c.fresh(get(coap.CON, fmt.Sprintf("coap://%v%s", server.addr(), path), coap.Uint(coap.NoResponse, 2)))
+		c.send(m)
+		require.Equal(t, coap.Message{Type: coap.ACK, ID: m.ID, Token: []byte{}}, *c.expect().Message)
+		c.nothing(1500 * time.Millisecond)
+		v, ok := server.requestsTo(path)[0].Option(coap.NoResponse)
+		require.True(t, ok)
+		require.Equal(t, uint64(2), v.Uint())
+	}
+	require.Empty(t, p.refusals())
+}
+
+// GC-84: a client behind a slow link gets non-confirmable responses at its rate, as
+// many as fit before T'.
+func TestResponseRate(t *testing.T) {
+	t.Parallel()
+	_, group := members(t, 5, content)
+	p := startProxy(t, group, settings{client: "response_rate: 2\nresponse_burst: 2"})
+	c := newClient(t, here, clientAddr, p.addr())
+	m := get(coap.NON, groupURI(group, "/x"), timeout(1))
+	began := time.Now()
+	got := c.gather(m, 2*time.Second)
+	require.GreaterOrEqual(t, len(got), 2)
+	require.LessOrEqual(t, len(got), 4)
+	for i, in := range got {
+		require.GreaterOrEqual(t, in.at.Sub(began), time.Duration(max(i-1, 0))*450*time.Millisecond)
+	}
+	require.Len(t, c.gatherN(get(coap.NON, groupURI(group, "/y"), timeout(20)), 5), 5)
+}
+
 // The bounds of one client and one group, and what is said when they are met.
 func TestLimits(t *testing.T) {
 	t.Parallel()

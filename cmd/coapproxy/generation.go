@@ -91,7 +91,7 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 	g.route = &proxy.Route{
 		Group:   &blockwise.Continuation{Group: groupLeg, Unicast: servers.coap, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")},
 		Unicast: servers.legs, Numbers: p.numbers, HopLimit: uint8(c.Proxy.HopLimit),
-		Identifier: identifierOf(c), GroupBody: groupBody(c), HoldBack: p.holdBack, Log: log.Named("route")}
+		Identifier: identifierOf(c), GroupBody: groupBody(c), ForwardNoResponse: c.Proxy.ForwardNoResponse, HoldBack: p.holdBack, Log: log.Named("route")}
 	g.route.NextHop = p.chainOf(ctx, c, g, servers, log)
 	g.exit = g.route
 	if len(g.learned) > 0 {

@@ -112,7 +112,7 @@ func (p *runningProxy) policyOf(c *config.Config) access.Config {
 func clientOf(c *config.Client) access.Client {
 	out := access.Client{
 		Identity: exchange.Identity{Name: c.Name, ProveAddress: c.Echo == config.EchoRequired, PresetTimeout: c.PresetTimeout,
-			Delivery: exchange.Delivery{Outstanding: c.ConOutstanding, Queue: c.ConQueue}},
+			Delivery: exchange.Delivery{Outstanding: c.ConOutstanding, Queue: c.ConQueue, Rate: c.ResponseRate, Burst: c.ResponseBurst}},
 		Networks: c.Networks, PSK: c.PSK, Certificate: certificateNames(c.Certificate), HTTP: c.HTTP, OSCORE: c.OSCORE, AllGroups: c.Groups.All(), Groups: c.Groups, MaxTimeout: c.MaxTimeout,
 		AllowNoResponseZero: c.AllowNoResponseZero, FollowUp: c.FollowUp, MaxExchanges: c.MaxExchanges, MaxObservations: c.MaxObservations,
 	}
