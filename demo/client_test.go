@@ -55,16 +55,24 @@ func newClient(t *testing.T) *client {
 	return &client{t: t, conn: conn}
 }
 
-// send sends a request with a Message ID of its own, which is its Token too.
+// send sends a request with a Message ID of its own, which is its Token too,
+// unless it has one.
 func (c *client) send(to netip.AddrPort, m wire.Message) (id uint16) {
 	c.t.Helper()
 	c.id++
-	m.ID, m.Token = c.id, binary.BigEndian.AppendUint16(nil, c.id)
+	m.ID, m.Token = c.id, tokenOf(m, c.id)
 	data, err := m.Append(nil)
 	require.NoError(c.t, err)
 	_, err = c.conn.WriteToUDPAddrPort(data, to)
 	require.NoError(c.t, err)
 	return c.id
+}
+
+func tokenOf(m wire.Message, id uint16) []byte {
+	if m.Token != nil {
+		return m.Token
+	}
+	return binary.BigEndian.AppendUint16(nil, id)
 }
 
 // receive returns the next message and whom it is from.
@@ -89,7 +97,7 @@ func (c *client) ask(to netip.AddrPort, m wire.Message) wire.Message {
 	require.Equal(c.t, to, from)
 	require.Equal(c.t, message.Acknowledgement, answer.Type)
 	require.Equal(c.t, id, answer.ID)
-	require.Equal(c.t, binary.BigEndian.AppendUint16(nil, id), answer.Token)
+	require.Equal(c.t, tokenOf(m, id), answer.Token)
 	return answer
 }
 
@@ -98,7 +106,7 @@ func (c *client) ask(to netip.AddrPort, m wire.Message) wire.Message {
 func (c *client) askGroup(g *Group, m wire.Message) map[netip.AddrPort]wire.Message {
 	c.t.Helper()
 	m.Type = message.NonConfirmable
-	token := binary.BigEndian.AppendUint16(nil, c.send(g.Addr(), m))
+	token := tokenOf(m, c.send(g.Addr(), m))
 	answers := make(map[netip.AddrPort]wire.Message)
 	for range g.Devices() {
 		answer, from := c.receive()

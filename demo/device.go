@@ -29,12 +29,15 @@ type device struct {
 	delays      *rand.Rand
 	temperature drift
 	light       bool
+	observers   observers
 }
 
 func newDevice(i int, o Options, began time.Time) *device {
 	d := &device{name: deviceName(i), leisure: o.Leisure, began: began, delays: randomFor(o.Seed, i, 0),
 		temperature: newDrift(randomFor(o.Seed, i, 1))}
 	d.resources = d.makeResources()
+	d.observers.all = make(map[observerKey]*observer)
+	d.observers.next.Fire = d.due
 	return d
 }
 
@@ -50,6 +53,10 @@ func (d *device) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	in := &endpoint.Incoming{}
 	in.Accept(rx, m)
 	answer := d.serve(m, rx.Now)
+	d.observe(in, m, answer)
+	if m.Code == codes.PUT && answer.Code == codes.Changed {
+		defer d.notify(d.find(m.Options), rx.Now)
+	}
 	if rx.Path.Local.IsMulticast() {
 		in.Finish()
 		if worthSaying(m, answer) {

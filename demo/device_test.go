@@ -123,8 +123,8 @@ func TestDrift(t *testing.T) {
 func TestDiscovery(t *testing.T) {
 	d := newDevice(0, Options{}, time.Now())
 	const (
-		temp  = `</temp>;rt="temperature";if="sensor";ct=0`
-		light = `</light>;rt="light";if="actuator";ct=0`
+		temp  = `</temp>;rt="temperature";if="sensor";obs;ct=0`
+		light = `</light>;rt="light";if="actuator";obs;ct=0`
 		info  = `</info>;rt="info";ct=50`
 		big   = `</big>;rt="text";sz=3000;ct=0`
 	)
@@ -139,6 +139,7 @@ func TestDiscovery(t *testing.T) {
 		{[]string{"rt=*"}, temp + "," + light + "," + info + "," + big},
 		{[]string{"if=*"}, temp + "," + light},
 		{[]string{"if=actuator"}, light},
+		{[]string{"obs"}, temp + "," + light},
 		{[]string{"href=/info"}, info},
 		{[]string{"href=/*"}, temp + "," + light + "," + info + "," + big},
 		{[]string{"href=/l*"}, light},

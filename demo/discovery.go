@@ -24,11 +24,14 @@ func discover(resources []resource, query []string) []byte {
 		}
 		out = fmt.Appendf(out, "<%s>", r.href())
 		for _, a := range r.attributes {
-			format := `;%s="%s"`
-			if a.name == "sz" { // a number (RFC 6690 §3.3)
-				format = ";%s=%s"
+			switch {
+			case a.value == "": // as of obs (RFC 7641 §6)
+				out = fmt.Appendf(out, ";%s", a.name)
+			case a.name == "sz": // a number (RFC 6690 §3.3)
+				out = fmt.Appendf(out, ";%s=%s", a.name, a.value)
+			default:
+				out = fmt.Appendf(out, `;%s="%s"`, a.name, a.value)
 			}
-			out = fmt.Appendf(out, format, a.name, a.value)
 		}
 		out = fmt.Appendf(out, ";ct=%d", r.format) // RFC 7252 §7.2.1
 	}
@@ -49,7 +52,11 @@ func (r *resource) differs(item string) bool {
 		have = []string{strconv.Itoa(int(r.format))}
 	default:
 		for _, a := range r.attributes {
-			if a.name == name {
+			switch {
+			case a.name != name:
+			case a.value == "":
+				have = []string{""}
+			default:
 				have = strings.Fields(a.value) // rt and if hold several values
 			}
 		}

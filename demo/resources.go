@@ -23,6 +23,8 @@ type resource struct {
 	path   []string
 	format uint16 // Content-Format of what it gives and takes
 	maxAge uint32 // in seconds
+	// changes says that it can be observed.
+	changes bool
 	// attributes describe it in /.well-known/core, which lists those that have
 	// any.
 	attributes []attribute
@@ -35,10 +37,10 @@ type resource struct {
 func (d *device) makeResources() []resource {
 	info, big := d.info(), d.bigText()
 	return []resource{
-		{path: []string{"temp"}, format: textPlain, maxAge: uint32(driftEvery / time.Second), get: d.readTemperature,
-			attributes: []attribute{{"rt", "temperature"}, {"if", "sensor"}}},
-		{path: []string{"light"}, format: textPlain, maxAge: 1, get: d.readLight, put: d.switchLight,
-			attributes: []attribute{{"rt", "light"}, {"if", "actuator"}}},
+		{path: []string{"temp"}, format: textPlain, maxAge: uint32(driftEvery / time.Second), get: d.readTemperature, changes: true,
+			attributes: []attribute{{"rt", "temperature"}, {"if", "sensor"}, {"obs", ""}}},
+		{path: []string{"light"}, format: textPlain, maxAge: 1, get: d.readLight, put: d.switchLight, changes: true,
+			attributes: []attribute{{"rt", "light"}, {"if", "actuator"}, {"obs", ""}}},
 		{path: []string{"info"}, format: jsonFormat, maxAge: 3600, get: constant(info),
 			attributes: []attribute{{"rt", "info"}}},
 		{path: []string{"big"}, format: textPlain, maxAge: 3600, get: constant(big),

@@ -23,11 +23,11 @@ func TestUnicast(t *testing.T) {
 		{"temperature", get("temp"), codes.Content, `^\d\d\.\d °C$`},
 		{"light", get("light"), codes.Content, `^off$`},
 		{"info", get("info"), codes.Content, `^{"name":"kitchen","room":"Kitchen"}$`},
-		{"core", get(".well-known", "core"), codes.Content, `^</temp>;rt="temperature";if="sensor";ct=0,`},
+		{"core", get(".well-known", "core"), codes.Content, `^</temp>;rt="temperature";if="sensor";obs;ct=0,`},
 		{"host and port", with(with(get("light"), wire.URIHost, "kitchen.example"), wire.URIPort, "\x16\x33"), codes.Content, `^off$`},
 		{"accepted", with(get("info"), wire.Accept, "\x32"), codes.Content, `kitchen`},
 		{"elective option", with(get("light"), 2048, "x"), codes.Content, `^off$`},
-		{"observe", with(get("light"), wire.Observe, ""), codes.Content, `^off$`},
+		{"observe", with(get("info"), wire.Observe, ""), codes.Content, `kitchen`},
 		{"whole block", with(get("light"), wire.Block2, "\x02"), codes.Content, `^off$`},
 
 		{"on", put("on", "light"), codes.Changed, `^$`},

@@ -24,7 +24,7 @@ func startDemo(t *testing.T, h *host, args ...string) *process {
 	return p
 }
 
-// The demo: five devices answer one request, and the three commands it prints
+// The demo: five devices answer one request, and the commands it prints
 // work as they stand.
 func TestDemo(t *testing.T) {
 	t.Parallel()
@@ -34,7 +34,8 @@ func TestDemo(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^ {5}(\S.* request .*)$`).FindAllStringSubmatch(p.text(), -1) {
 		commands = append(commands, m[1])
 	}
-	require.Len(t, commands, 3)
+	require.Len(t, commands, 5)
+	commands[4] = strings.Replace(commands[4], "--observe", "--observe --stop-after 11", 1)
 	curl := regexp.MustCompile(`(?m)^ {5}(curl .*)$`).FindStringSubmatch(p.text())
 	require.NotNil(t, curl, p.text())
 	commands = append(commands, curl[1]+" -s")
@@ -42,6 +43,8 @@ func TestDemo(t *testing.T) {
 		`(?s)(°C.*){5}5 responses from 5 servers`,
 		`5 × 2\.04 Changed`,
 		`(?s)2\.05 Content.*\n  on\n`, // the light that was just switched on
+		`(?s)(Observe=\d+.*°C.*){3}3 responses from 1 server`,
+		`(?s)(Observe=\d+.*°C.*){11}11 responses from 5 servers`, // all of them, and what comes after the timeout
 		`(?s)(HTTP/1\.1 200 OK.*Reply-From.* °C.*){5}`,
 	} {
 		out := run(t, here, "sh", "-c", commands[i])

@@ -106,6 +106,8 @@ func (d *demonstration) suggest(server string) {
 		{"the same again", group + " GET " + uriOf(d.group) + "/temp"},
 		{"all the lights on", group + " --payload on PUT " + uriOf(d.group) + "/light"},
 		{"one of them alone, by its Reply-From", through + " GET " + server + "/light"},
+		{"what that one's temperature becomes", through + " --observe --stop-after 3 GET " + server + "/temp"},
+		{"and everybody's, as long as you like", group + " --observe GET " + uriOf(d.group) + "/temp"},
 		{"all of them over HTTP", shellWords("curl", "http://"+localhost(d.http)+"/hc/"+uriOf(d.group)+"/temp", "-H",
 			fmt.Sprintf("Multicast-Timeout: %d", d.timeout))},
 	} {

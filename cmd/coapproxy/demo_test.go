@@ -111,15 +111,15 @@ func TestDemo(t *testing.T) {
 	}
 
 	commands := regexp.MustCompile(`(?m)^ {5}(.*)$`).FindAllStringSubmatch(out.String(), -1)
-	require.Len(t, commands, 4)
-	for _, c := range commands[:3] {
+	require.Len(t, commands, 6)
+	for _, c := range commands[:5] {
 		require.True(t, strings.HasPrefix(c[1], shellWords(os.Args[0], "request", "--via")), c[1])
 	}
 	require.Empty(t, errs.String(), "nothing to warn about")
 
 	t.Run("over HTTP", func(t *testing.T) {
-		found := regexp.MustCompile(`^curl (http://localhost:\d+/hc/coap://224\.0\.1\.187(?::\d+)?/temp) -H 'Multicast-Timeout: 2'$`).FindStringSubmatch(commands[3][1])
-		require.NotNil(t, found, commands[3][1])
+		found := regexp.MustCompile(`^curl (http://localhost:\d+/hc/coap://224\.0\.1\.187(?::\d+)?/temp) -H 'Multicast-Timeout: 2'$`).FindStringSubmatch(commands[5][1])
+		require.NotNil(t, found, commands[5][1])
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, found[1], nil)
 		require.NoError(t, err)
 		r.Header.Set("Multicast-Timeout", "2")
