@@ -27,6 +27,7 @@ type Policy struct {
 	certificates map[CertificateName]*exchange.Identity
 	groups       map[netip.AddrPort]*group
 	named        map[hostPort]*group
+	byName       map[string]*client
 	heard        *Heard
 	clients      []*client // in the order of the configuration
 	prefixes     *prefixes // nil: no limit
@@ -50,20 +51,21 @@ type group struct {
 // client is a Client with its running state; it is Identity.Permissions.
 type client struct {
 	Client
-	identity  *exchange.Identity
-	groups    map[*group]bool // nil: all
-	running   atomic.Int64
-	observing atomic.Int64
-	groupRate *rate.Limiter // nil: no limit
-	rate      *rate.Limiter
-	requests  atomic.Uint64
-	last      atomic.Int64 // Unix time of the latest request
+	identity *exchange.Identity
+	groups   map[*group]bool // nil: all
+	running  atomic.Int64
+	// observations may be shared with the same client of an earlier policy.
+	observations *observations
+	groupRate    *rate.Limiter // nil: no limit
+	rate         *rate.Limiter
+	requests     atomic.Uint64
+	last         atomic.Int64 // Unix time of the latest request
 }
 
 // New returns the policy in front of next. heard is where servers that
 // answered group requests are remembered.
 func New(config Config, next exchange.Handler, heard *Heard) *Policy {
-	p := &Policy{keys: make(map[string]*exchange.Identity), certificates: make(map[CertificateName]*exchange.Identity), contexts: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
+	p := &Policy{byName: make(map[string]*client), keys: make(map[string]*exchange.Identity), certificates: make(map[CertificateName]*exchange.Identity), contexts: make(map[string]*exchange.Identity), http: make(map[string]*exchange.Identity), next: next, config: config, groups: make(map[netip.AddrPort]*group), named: make(map[hostPort]*group), heard: heard}
 	if p.config.Stats == nil {
 		p.config.Stats = &Stats{}
 	}
@@ -88,8 +90,9 @@ func New(config Config, next exchange.Handler, heard *Heard) *Policy {
 		}
 	}
 	for _, c := range config.Clients {
-		kept := &client{Client: c, identity: &exchange.Identity{}}
+		kept := &client{Client: c, identity: &exchange.Identity{}, observations: &observations{}}
 		*kept.identity = c.Identity
+		p.byName[c.Identity.Name] = kept
 		kept.identity.Permissions = kept
 		p.clients = append(p.clients, kept)
 		if !c.AllGroups {
@@ -221,7 +224,14 @@ func (p *Policy) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 	if exceeds(c.rate, r.Arrival) {
 		return p.limited(w, byClient, c.rate)
 	}
-	w = p.observation(r, w, c)
+	if s := p.observation(r, w, c); s != nil {
+		return s.begun(p.checked(r, s, c))
+	}
+	return p.checked(r, w, c)
+}
+
+// checked carries out what the client may do.
+func (p *Policy) checked(r *exchange.Request, w exchange.Sink, c *client) exchange.Canceler {
 	if r.Target.Group {
 		return p.group(r, w, c)
 	}

@@ -203,6 +203,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	listed := a.etags
 	if observe {
 		listed = nil
+		s.again = withoutETags(r)
 	}
 	validators := n.etags[:0]
 	for _, tag := range n.etags { // GP-80, GC-63

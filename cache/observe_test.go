@@ -210,3 +210,33 @@ func TestObservationReturnsToAnOldState(t *testing.T) {
 		c.cancel.Cancel()
 	})
 }
+
+// A new configuration: the observation is ended upstream and registered anew; its
+// clients go on with what that brings, and end as ever.
+func TestObservationIsMoved(t *testing.T) {
+	run(t, observing, func(x *fixture) {
+		c := []*client{x.ask(get("a", register)), x.ask(get("a", register))}
+		before := x.last()
+		before.sink.Respond(content("one", option(wire.Observe, "\x05"), maxAge(60)))
+		x.Cache.Reregister()
+		require.True(t, before.canceled)
+		require.Len(t, x.origin.calls, 2)
+		after := x.last()
+		require.True(t, wire.Has(after.Options, wire.Observe))
+		after.sink.Respond(content("two", option(wire.Observe, "\x01"), maxAge(60)))
+		for _, k := range c {
+			require.Equal(t, []string{"one", "two"}, k.bodies())
+			require.Empty(t, k.ends)
+		}
+		c[0].cancel.Cancel()
+		x.Cache.Reregister()
+		require.True(t, after.canceled)
+		after = x.last()
+		after.respond(&exchange.Response{Code: codes.NotFound, From: serverA})
+		require.Equal(t, codes.NotFound, c[1].got[2].Code)
+		require.Equal(t, []error{nil}, c[1].ends)
+		require.Len(t, c[0].got, 2)
+		x.Cache.Reregister()
+		require.Len(t, x.origin.calls, 3, "nothing is left")
+	})
+}

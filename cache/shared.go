@@ -56,6 +56,7 @@ type shared struct {
 	ended    bool
 	asked2nd bool // without ETags
 	repeat   bool
+	moved    bool // it was registered anew; see Cache.Reregister
 	failure  *exchange.Failure
 	buffer   []byte
 	missing  int // index of a member that had no fresh entry lately
@@ -415,6 +416,9 @@ func (s *shared) finish(err error) {
 	s.ended = true
 	if s.failure != nil {
 		err = s.failure
+	}
+	if err == nil && s.moved && s.group != nil { // clients have had notifications before
+		err = exchange.Failf(exchange.NoAnswer, "no member of the group answers any more")
 	}
 	for _, f := range s.fetches {
 		f.Cancel()

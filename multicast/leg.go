@@ -90,7 +90,10 @@ func (l *Leg) Wait() {
 	}
 	l.mu.Unlock()
 	for _, t := range left {
-		t.serial.DoAlways(func() { t.endAll(exchange.ErrCanceled) })
+		t.serial.DoAlways(func() {
+			t.endOpen(&exchange.Failure{Reason: exchange.Overloaded, Detail: "shutting down", RetryAfter: time.Second})
+			t.endAll(exchange.ErrCanceled)
+		})
 	}
 	l.wg.Wait()
 }

@@ -22,7 +22,9 @@ func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap
 	shown := &cacheControl{bounds: c.Cache, metrics: p.metrics, members: &p.members, config: &p.config}
 	defer func() { shown.register(p.control) }()
 	if !c.Cache.Enabled {
-		return p.sharing(c, next)
+		var err error
+		p.shared, err = p.sharing(c, next)
+		return p.shared, err
 	}
 	settings := cache.Defaults()
 	settings.Next, settings.Engine, settings.Numbers, settings.Members = next, p.engine, p.numbers, currentMembers{&p.members}
@@ -38,7 +40,7 @@ func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap
 	if err != nil {
 		return nil, err
 	}
-	shown.cache = k
+	shown.cache, p.shared = k, k
 	if file := c.Cache.Persist; file != "" {
 		load(k, file, log)
 		if err := cache.CanSave(file); err != nil {

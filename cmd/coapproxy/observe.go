@@ -1,6 +1,9 @@
 package main
 
 import (
+	"strings"
+	"time"
+
 	"coapproxy/cache"
 	"coapproxy/config"
 	"coapproxy/exchange"
@@ -8,10 +11,33 @@ import (
 
 // sharing puts in front of next what has clients share their observations
 // (FP-60), where no cache does that: it stores nothing.
-func (p *runningProxy) sharing(c *config.Config, next exchange.Handler) (exchange.Handler, error) {
+func (p *runningProxy) sharing(c *config.Config, next exchange.Handler) (*cache.Cache, error) {
 	settings := cache.Defaults()
 	settings.Next, settings.Engine, settings.Numbers = next, p.engine, p.numbers
 	settings.HopLimit = uint8(c.Proxy.HopLimit)
 	settings.Observe, settings.ObserveOnly = true, true
 	return cache.New(settings)
+}
+
+// moveObservations has the observations go on in the configuration that serves
+// now: they are registered anew with their servers, groups and next proxies. Those
+// of clients whose entry has changed, and all if groups, targets or what proves who
+// a client is have changed, end with 5.03: the clients register again, and what they
+// may observe now is decided as for any request.
+func (p *runningProxy) moveObservations(before, after *generation, changes []config.Change) {
+	all, clients := false, make(map[string]bool)
+	for _, change := range changes {
+		section, rest, _ := strings.Cut(change.Key, ".")
+		section, _, _ = strings.Cut(section, " ")
+		switch section {
+		case "clients":
+			clients[rest] = true
+		case "groups", "proxy", "names", "routes", "next_hop", "credentials", "oscore":
+			all = true
+		}
+	}
+	before.policy.EndObservations(func(client string) bool { return all || clients[client] || !after.policy.Knows(client) },
+		&exchange.Failure{Reason: exchange.Overloaded, Detail: "the configuration has changed", RetryAfter: time.Second})
+	p.shared.Reregister()
+	p.engine.Flush()
 }

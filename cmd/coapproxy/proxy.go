@@ -12,6 +12,7 @@ import (
 
 	"coapproxy/access"
 	"coapproxy/blockwise"
+	"coapproxy/cache"
 	"coapproxy/chain"
 	"coapproxy/config"
 	"coapproxy/control"
@@ -58,7 +59,8 @@ type runningProxy struct {
 	bound    boundListeners
 	stored   exchange.Handler
 	exit     exchange.Switch
-	save     func() // keeps the stored responses for the next start
+	shared   *cache.Cache // has the observations of all generations
+	save     func()       // keeps the stored responses for the next start
 
 	oscore *oscoreHop // nil while no configuration has had a context
 

@@ -87,7 +87,8 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 		return reloaded{}, err
 	}
 	var r reloaded
-	for _, change := range config.Changes(p.config.Load(), c) {
+	changes := config.Changes(p.config.Load(), c)
+	for _, change := range changes {
 		if !needsStart(change) {
 			r.Changed = append(r.Changed, change.String())
 		}
@@ -98,6 +99,7 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 		}
 	}
 	before := p.serving.Load()
+	g.policy.Inherit(before.policy)
 	p.serve(g)
 	t.apply()
 	for _, l := range slices.Concat(p.listeners, p.pool.all()) {
@@ -105,6 +107,7 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 			l.revoke(replaced(before.secrets, g.secrets))
 		}
 	}
+	p.moveObservations(before, g, changes)
 	p.retire(before, log)
 	warnings(c, log)
 	return r, nil
@@ -126,8 +129,7 @@ type oldGeneration struct {
 }
 
 // retire lets a generation finish what it has begun, for as long as a group
-// request may last at most, and then ends it. Observations are renewed by their
-// clients, who get an error then. When there are more than maxOld, one goes at
+// request may last at most, and then ends it. When there are more than maxOld, one goes at
 // once: one that has nothing to do, or else the oldest.
 func (p *runningProxy) retire(g *generation, log *zap.Logger) {
 	ctx, hurry := context.WithTimeout(p.ctx, g.lifetime)

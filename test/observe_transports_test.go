@@ -1,0 +1,242 @@
+package test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"coapproxy/test/internal/coap"
+)
+
+// untilPayload takes messages until one has a payload, and reports whether that
+// came in time.
+func (c *client) untilPayload(want string, within time.Duration) bool {
+	c.t.Helper()
+	for end := time.Now().Add(within); ; {
+		in := c.next(time.Until(end))
+		if in == nil {
+			return false
+		}
+		if string(in.Payload) == want {
+			return true
+		}
+	}
+}
+
+// Observers over WebSocket and DTLS, of one server and of a group; a connection
+// that ends ends its observation (FP-67), and its group's (GP-45).
+func TestObserveOverWebSocket(t *testing.T) {
+	t.Parallel()
+	o := newObservable(60)
+	servers, group := members(t, 2, o.handle)
+	p := startProxy(t, group, settings{listen: "- coap+ws://127.0.0.1:0", client: `forward: ["coap://127.0.0.0/8:*"]`})
+	c := newStreamClient(t, "coap+ws", p.addr(), nil, 1152)
+	origin := single(t, o.handle)
+	require.True(t, c.ask(observe(coap.NON, "coap://"+origin.addr().String()+"/x")).Has(coap.Observe))
+	first := c.ask(observe(coap.NON, groupURI(group, "/x"), timeout(1)))
+	for range servers[1:] {
+		in, err := c.conn.take()
+		require.NoError(t, err)
+		require.Equal(t, first.Token, in.Token)
+	}
+	time.Sleep(1500 * time.Millisecond) // T' is over
+	for _, s := range append(servers, origin) {
+		o.set(s, "later")
+		in, err := c.conn.take()
+		require.NoError(t, err)
+		require.Equal(t, s.name+" later", string(in.Payload))
+		number, ok := in.Option(coap.Observe)
+		require.True(t, ok)
+		require.Empty(t, number.Value) // FP-64
+		require.Equal(t, s != origin, in.Has(coap.ReplyFrom))
+	}
+	c.conn.close()
+	for _, s := range append(servers, origin) {
+		eventually(t, func() bool { return o.count(s) == 0 }, "%s is still observed", s.name)
+	}
+}
+
+// libcoap's client over DTLS observes libcoap's server over every transport that
+// has.
+func TestObserveSecuredWithLibcoap(t *testing.T) {
+	t.Parallel()
+	o := startOrigin(t, "coap-server-openssl")
+	keys := keyFile(t, "identity: gw\nkey: %q\n", fmt.Sprintf("%x", sharedKey))
+	p := startProxy(t, group0, settings{listen: "- coaps://127.0.0.1:0", clients: "- name: gateway\n  psk: gw\n  " + everyScheme,
+		top: "credentials: {psk: " + keys + ", servers: {authorities: " + o.ca.file + ", psk: " + o.psk + "}}"})
+	var all []*process
+	for _, scheme := range []string{"coap", "coaps", "coap+tcp", "coaps+tcp"} {
+		all = append(all, start(t, here, "coap-client", "coap-client-openssl", "-s", "3", "-B", "8", "-k", sharedKey, "-u", "gw",
+			"-P", "coaps://"+p.addr().String(), o.uri(scheme, "time")))
+	}
+	for _, c := range all {
+		require.Zero(t, c.wait(), "%s", c.text())
+		require.GreaterOrEqual(t, strings.Count(c.text(), ":"), 6, "three times of day: %s", c.text())
+	}
+	require.Len(t, p.entries("observation"), len(all))
+}
+
+// A server that is killed and started again while it is observed, over UDP and
+// TCP: the proxy registers again, and its clients go on.
+func TestObservedServerIsKilled(t *testing.T) {
+	t.Parallel()
+	for _, scheme := range []string{"coap", "coap+tcp"} {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			o := startOrigin(t, "coap-server-openssl")
+			p := startProxy(t, group0, settings{client: everyScheme})
+			c := newClient(t, here, clientAddr, p.addr())
+			first := c.ask(observe(coap.CON, o.uri(scheme, "time")))
+			require.True(t, first.Has(coap.Observe), "%v", first.Message)
+			c.expect() // once a second
+			o.kill()
+			o.run(t, "coap-server-openssl")
+			for c.next(time.Second/2) != nil { // what was on its way
+			}
+			for range 3 {
+				in := c.next(45 * time.Second)
+				require.NotNil(t, in, "the observation does not go on")
+				require.Equal(t, first.Token, in.Token)
+				require.Equal(t, coap.CodeOf(2, 5), in.Code)
+				require.True(t, in.Has(coap.Observe))
+			}
+		})
+	}
+}
+
+// 5 % of all packets are lost, on all links: every observer gets to know the last
+// state of every server, because a client that registered with a CON is notified
+// with CONs, and the proxy asks servers again when Max-Age is over.
+func TestObserveWithLoss(t *testing.T) {
+	inLab(t, "3 --clients 2 --loss 5 --delay 10 --on all", func(t *testing.T, l *lab) {
+		o := newObservable(2)
+		devices := l.devices(3, o.handle)
+		s := labSettings()
+		s.clients += "  forward: [\"coap://*:*\"]\n"
+		l.startProxy(s)
+		uri := fmt.Sprintf("coap://[%v]/x", sv6(1))
+		var clients []*client
+		for i := range 2 {
+			c, g := l.client6(i), l.client6(i)
+			m := c.fresh(observe(coap.CON, uri))
+			in := (*incoming)(nil)
+			for try := 0; in == nil && try < 5; try++ { // as a client retransmits
+				c.send(m)
+				in = c.next(2 * time.Second)
+			}
+			require.NotNil(t, in)
+			require.NotEmpty(t, g.gather(observe(coap.CON, "coap://[ff05::fd]/x", timeout(3)), 3500*time.Millisecond))
+			clients = append(clients, c, g)
+		}
+		for i := range 30 {
+			for _, d := range devices {
+				o.set(d, fmt.Sprint(i))
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		for _, d := range devices {
+			o.set(d, "last")
+		}
+		for i, c := range clients {
+			if i%2 == 0 {
+				require.True(t, c.untilPayload("sv1 last", 60*time.Second), "client %d", i)
+				continue
+			}
+			missing := map[string]bool{"sv1 last": true, "sv2 last": true, "sv3 last": true}
+			for end := time.Now().Add(60 * time.Second); len(missing) > 0; {
+				in := c.next(time.Until(end))
+				require.NotNil(t, in, "client %d: %v", i, missing)
+				delete(missing, string(in.Payload))
+			}
+		}
+	})
+}
+
+// A new configuration moves observations: they are registered anew, and clients
+// notice nothing. Clients whose entry has changed, and all when groups or targets
+// have, get 5.03 and may register again.
+func TestReloadWithObservers(t *testing.T) {
+	t.Parallel()
+	for _, cache := range []string{"enabled: false", "enabled: true"} {
+		t.Run(cache, func(t *testing.T) {
+			t.Parallel()
+			o := newObservable(60)
+			servers, group := members(t, 2, o.handle)
+			origin := single(t, o.handle)
+			of := func(name, addr string) string {
+				return fmt.Sprintf("- {name: %s, networks: [%s], groups: \"*\", forward: [\"coap://127.0.0.0/8:*\"]}\n", name, addr)
+			}
+			s := settings{clients: of("stays", "127.0.0.2") + of("goes", "127.0.0.3"), cache: cache}
+			p := startProxy(t, group, s)
+			uri := "coap://" + origin.addr().String() + "/x"
+			all := make(map[string]*client) // by what they are
+			for i, name := range []string{"stays", "goes"} {
+				c, g := newClient(t, here, loopback(byte(i+2)), p.addr()), newClient(t, here, loopback(byte(i+2)), p.addr())
+				require.True(t, c.ask(observe(coap.CON, uri)).Has(coap.Observe))
+				g.gatherN(observe(coap.NON, groupURI(group, "/x"), timeout(1)), len(servers))
+				all[name], all[name+" group"] = c, g
+			}
+			for _, c := range all {
+				c.nothing(1500 * time.Millisecond) // T' is over
+			}
+			tell := func(state string, who ...string) {
+				t.Helper()
+				o.set(origin, state)
+				o.set(servers[0], state)
+				for _, name := range who {
+					want := "server " + state
+					if strings.HasSuffix(name, "group") {
+						want = "member1 " + state
+					}
+					require.True(t, all[name].untilPayload(want, patience), "%s: %s", name, state)
+				}
+			}
+			registered := func(n int) {
+				t.Helper()
+				eventually(t, func() bool {
+					return len(origin.requestsTo("/x")) >= n && o.count(origin) == 1 && len(servers[0].requestsTo("/x")) >= n && o.count(servers[0]) == 1
+				}, "a registration anew")
+			}
+			tell("before", "stays", "goes", "stays group", "goes group")
+
+			s.limits = "response_timeout_con: 90s" // which concerns nobody who is observing
+			p.reload(s.yaml(group))
+			registered(3) // and one that ends the one before
+			tell("first", "stays", "goes", "stays group", "goes group")
+
+			s.clients = of("stays", "127.0.0.2")
+			p.reload(s.yaml(group))
+			for _, name := range []string{"goes", "goes group"} {
+				in := all[name].expect()
+				for in.Code == coap.CodeOf(2, 5) { // as it is registered anew
+					in = all[name].expect()
+				}
+				require.Equal(t, coap.CodeOf(5, 3), in.Code, "%s: %v", name, in.Message)
+				require.False(t, in.Has(coap.Observe))
+			}
+			registered(5)
+			tell("second", "stays", "stays group")
+			for _, name := range []string{"goes", "goes group"} {
+				all[name].nothing(meanwhile)
+			}
+			require.Equal(t, coap.CodeOf(4, 1), all["goes"].ask(observe(coap.CON, uri)).Code)
+
+			s.names = "other.example: [127.0.2.1]"
+			p.reload(s.yaml(group))
+			for _, name := range []string{"stays", "stays group"} {
+				for {
+					if in := all[name].expect(); in.Code != coap.CodeOf(2, 5) {
+						require.Equal(t, coap.CodeOf(5, 3), in.Code)
+						break
+					}
+				}
+			}
+			eventually(t, func() bool { return o.count(origin) == 0 && o.count(servers[0]) == 0 }, "nobody observes any more")
+			require.True(t, all["stays"].ask(observe(coap.CON, uri)).Has(coap.Observe))
+			tell("third", "stays")
+		})
+	}
+}
