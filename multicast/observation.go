@@ -147,7 +147,7 @@ func (o *groupObservation) expired() {
 
 // renew multicasts the registration once more, with the same Token (GC-44), not
 // sooner than members may take to answer to the one before (GC-46). That also
-// reaches members that missed it or are new.
+// reaches members that missed it or are new, in place of a request to each (GC-45).
 func (o *groupObservation) renew(now time.Time) {
 	t := o.transaction
 	l := t.leg

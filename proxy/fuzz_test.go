@@ -76,6 +76,17 @@ func FuzzFront(f *testing.F) {
 	}
 	f.Add([]byte(script{}.message(fuzzClient, numbered(14, msg(con, codes.GET, "", opt(wire.URIHost, "b"), opt(wire.URIPathAbbrev, ""), opt(wire.Echo, "123456789012"))))))
 
+	observes := func(n string) message.Option { return opt(wire.Observe, n) }
+	f.Add([]byte(script{}.message(fuzzClient, numbered(15, observeGet(con, "t"))).message(fuzzAnswer, answer(ack, codes.Content, observes("\x05"))).
+		message(fuzzAnswer, answer(non, codes.Content, observes("\x06"))).message(fuzzAnswer, answer(con, codes.Content, observes("\x04"))).step(fuzzReact, []byte{2}).
+		step(fuzzWait, []byte{250}).message(fuzzAnswer, answer(con, codes.Content, observes(""), opt(wire.MaxAge, ""))).step(fuzzWait, []byte{30}).
+		message(fuzzClient, numbered(16, observeGet(non, "u"))).message(fuzzClient, numbered(17, msg(con, codes.GET, "t", observes("\x01"), uri(serverURI)))).
+		message(fuzzAnswer, answer(non, codes.NotFound))))
+	f.Add([]byte(script{}.message(fuzzClient, numbered(18, observeGroup(non, "g", 2))).message(fuzzAnswer, answer(non, codes.Content, observes("\x05"))).
+		step(fuzzWait, []byte{20}).message(fuzzAnswer, answer(con, codes.Content, observes("\x06"))).message(fuzzAnswer, answer(non, codes.Content, observes("\x07"), opt(wire.Block2, "\x08"))).
+		step(fuzzWait, []byte{250}).message(fuzzClient, numbered(19, observeGroup(con, "g", 2))).message(fuzzAnswer, answer(non, codes.Content, observes("\xff\xff\xff\xff"))).
+		message(fuzzAnswer, answer(non, codes.Content, observes("\x08"))).step(fuzzReact, []byte{3}).message(fuzzClient, numbered(20, earlyStop(con, "g")))))
+
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) { converse(t, data) })
 	})
