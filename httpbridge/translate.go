@@ -211,7 +211,9 @@ func maxAge(options message.Options) uint32 {
 	return seconds
 }
 
-// location is the hosting URI of what a request created.
+// location is the hosting URI of what a request created. A server that says it is
+// at a segment that a URI cannot have (RFC 7252 §5.10.7), or at an empty first one,
+// which on a route would make a URI of another host, is not believed.
 func (t *translation) location(p *exchange.Response) (string, bool) {
 	u := t.place.uri
 	if p.From.IsValid() && p.GroupPort != 0 {
@@ -219,6 +221,9 @@ func (t *translation) location(p *exchange.Response) (string, bool) {
 	}
 	u.Path, u.Query = nil, nil
 	for segment := range wire.All(p.Options, wire.LocationPath) {
+		if string(segment) == "." || string(segment) == ".." || len(u.Path) == 0 && len(segment) == 0 {
+			return "", false
+		}
 		u.Path = append(u.Path, string(segment))
 	}
 	for item := range wire.All(p.Options, wire.LocationQuery) {

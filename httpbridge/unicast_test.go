@@ -76,6 +76,10 @@ func TestCodes(t *testing.T) {
 		want    map[string]string
 		body    string
 	}{
+		{rule: "2.01 outside", method: "POST", code: codes.Created, payload: "made", status: 201, body: "made",
+			options: message.Options{option(wire.LocationPath, "a"), option(wire.LocationPath, "..")}, want: map[string]string{"Location": ""}},
+		{rule: "2.01 elsewhere", method: "POST", code: codes.Created, payload: "made", status: 201, body: "made",
+			options: message.Options{option(wire.LocationPath, ""), option(wire.LocationPath, "evil.example")}, want: map[string]string{"Location": ""}},
 		{rule: "2.01", method: "POST", code: codes.Created, payload: "made", status: 201, body: "made",
 			options: message.Options{option(wire.LocationPath, "a b"), option(wire.LocationPath, "1"), option(wire.LocationQuery, "x=y")},
 			want:    map[string]string{"Location": "/hc/coap://192.0.2.7/a%20b/1?x=y", "Cache-Control": "no-store"}},

@@ -99,13 +99,27 @@ func asked(options message.Options) string {
 	for _, o := range options {
 		switch o.ID {
 		case wire.ProxyURI, wire.ProxyScheme, wire.URIHost:
-			value, _, _ := bytes.Cut(o.Value, []byte{'?'}) // a query can hold a secret
+			value := withoutSecrets(o.Value)
 			text += fmt.Sprintf(" %q", value[:min(len(value), longest)])
 		case wire.ProxyCRI, wire.URIPort, wire.ProxySchemeNumber:
 			text += fmt.Sprintf(" %x", o.Value[:min(len(o.Value), longest)])
 		}
 	}
 	return strings.TrimPrefix(text, " ")
+}
+
+// withoutSecrets is a URI, well-formed or not, without what can hold a secret: the
+// query, and userinfo.
+func withoutSecrets(uri []byte) []byte {
+	uri, _, _ = bytes.Cut(uri, []byte{'?'})
+	if at := bytes.LastIndexByte(uri, '@'); at >= 0 {
+		scheme, _, ok := bytes.Cut(uri[:at], []byte("//"))
+		if !ok {
+			return uri[at+1:]
+		}
+		return slices.Concat(scheme, []byte("//"), uri[at+1:])
+	}
+	return uri
 }
 
 // here is a request without Proxy option: for what the proxy stands in for, or
@@ -154,6 +168,7 @@ func (t *Targets) stoodInFor(r *exchange.Request, w exchange.Sink, p *Place) exc
 // or by the address that its name stands for (FP-8).
 func (t *Targets) itself(r *exchange.Request, w exchange.Sink, d *destination, stoodIn bool) exchange.Canceler {
 	r.Target = exchange.Target{Scheme: d.scheme, Host: d.host, Addr: netip.AddrPortFrom(d.addr, d.port), Announced: r.Target.Announced}
+	r.Options = slices.DeleteFunc(r.Options, func(o message.Option) bool { return o.ID == wire.ProxyURI }) // of keepURI
 	if t.Reverse == nil || stoodIn {
 		return t.local(r, w) // no further: the proxy does not stand in for itself
 	}
@@ -450,6 +465,10 @@ func (t *Targets) absolute(options message.Options) (uri wire.URI, found bool, _
 		f = badOption(id, "the target URI has userinfo") // FP-10
 	default:
 		return uri, true, nil
+	}
+	var malformed *wire.URIError
+	if errors.As(err, &malformed) {
+		err = errors.New(malformed.Reason) // the URI itself can hold a secret
 	}
 	f.Err = err
 	return wire.URI{}, false, f

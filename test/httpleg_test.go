@@ -98,3 +98,18 @@ func TestHTTPServerDenied(t *testing.T) {
 	require.Equal(t, coap.CodeOf(4, 1), c.ask(get(coap.CON, "http://metadata.test/")).Code)
 	require.Equal(t, coap.CodeOf(4, 1), c.ask(get(coap.CON, "http://inside.test:"+port+"/away")).Code, "redirected to where the client may not go")
 }
+
+// What the proxy tells its operator over HTTP is not for its clients, even where they
+// may be forwarded to everything (FP-8).
+func TestOwnMetrics(t *testing.T) {
+	t.Parallel()
+	p := startProxy(t, group0, privately(settings{client: `forward: ["http://*:*"]`}))
+	c := newClient(t, here, clientAddr, p.addr())
+	at := p.entries("metrics")[0].text("uri")
+	for _, uri := range []string{at, strings.Replace(at, "127.0.0.1", "localhost", 1), strings.Replace(at, "127.0.0.1", "[::ffff:127.0.0.1]", 1)} {
+		r := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: []coap.Option{coap.Opt(coap.ProxyURI, uri)}})
+		require.Equal(t, "4.04", r.Code.String(), "%s: %s", uri, r.Payload)
+	}
+	status, _ := p.private("/metrics")
+	require.Equal(t, 200, status)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -122,6 +123,10 @@ func (p *runningProxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
 	}
 	if !addr.Addr().IsLoopback() {
 		log.Warn("whoever can reach this address can read the metrics", zap.Stringer("address", l.Addr()), zap.Bool("pprof", c.PProf))
+	}
+	if bound, ok := l.Addr().(*net.TCPAddr); ok { // not for clients, wherever they may be forwarded to (FP-8)
+		at := bound.AddrPort()
+		p.own.add("http", netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
 	}
 	log.Info("metrics", zap.String("uri", "http://"+l.Addr().String()+"/metrics"))
 	s := &metrics.Server{Registry: p.metrics, Version: version(), Healthy: p.healthy, Ready: p.ready, Profiles: c.PProf, Log: log}

@@ -41,12 +41,15 @@ func (o *ownAddresses) set(listeners []*listener) {
 	}
 }
 
-// add adds an address for good.
+// add adds an address for good; an unspecified one is every address of the host.
 func (o *ownAddresses) add(scheme string, a netip.AddrPort) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.pool == nil {
 		o.pool = make(map[ownAddress]bool)
+	}
+	if a.Addr().IsUnspecified() {
+		a = netip.AddrPortFrom(netip.Addr{}, a.Port())
 	}
 	o.pool[ownAddress{scheme, a}] = true
 }
@@ -57,7 +60,7 @@ func (o *ownAddresses) is(scheme string, a netip.AddrPort) bool {
 	if o.exact[ownAddress{scheme, a}] || o.pool[ownAddress{scheme, a}] {
 		return true
 	}
-	if !o.wildcards[ownAddress{scheme, netip.AddrPortFrom(netip.Addr{}, a.Port())}] {
+	if everywhere := (ownAddress{scheme, netip.AddrPortFrom(netip.Addr{}, a.Port())}); !o.wildcards[everywhere] && !o.pool[everywhere] {
 		return false
 	}
 	if now := time.Now(); now.Sub(o.asked) > localAge {
