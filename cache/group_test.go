@@ -291,6 +291,24 @@ func TestAlienETagInAGroup(t *testing.T) { // GP-80, GC-64, GC-65
 	})
 }
 
+// The one server asked again has to answer, whatever the client said of a group's.
+func TestAskedAgainWithoutNoResponse(t *testing.T) { // GP-80, GC-32
+	run(t, nil, func(x *fixture) {
+		x.fill(groupGet(1, "t"), a("a", etag("a1"), maxAge(5)))
+		wait(5 * time.Second)
+		c := x.ask(groupGet(10, "t", option(wire.NoResponse, "\x08")))
+		group := x.last()
+		require.True(t, wire.Has(group.Options, wire.NoResponse))
+		group.sink.Respond(groupFrom(serverA, &exchange.Response{Code: codes.Valid, Options: message.Options{etag("zz")}}))
+		again := x.last()
+		require.False(t, again.Target.Group)
+		require.False(t, wire.Has(again.Options, wire.NoResponse))
+		again.respond(content("a2"))
+		require.Equal(t, []string{"a2"}, c.bodies())
+		group.end(nil)
+	})
+}
+
 func TestETagsInAGroupAreBounded(t *testing.T) { // GP-80
 	run(t, nil, func(x *fixture) {
 		var answers []*exchange.Response

@@ -72,12 +72,16 @@ func TestKey(t *testing.T) { // FP-41, FP-24, GP-72
 		r.Method, r.Payload = wire.FETCH, []byte(body)
 		return r
 	}
+	behind := func(hop string) *exchange.Request { r := get("a"); r.Target.NextHop = hop; return r }
 	named := func(host string) *exchange.Request { r := get("a"); r.Target.Host = host; return r }
 	tests := []struct {
 		name  string
 		a, b  *exchange.Request
 		equal bool
 	}{
+		{"another server of that address, behind a next proxy", base(), behind("north"), false},
+		{"behind different next proxies", behind("south"), behind("north"), false},
+		{"behind the same next proxy", behind("north"), behind("north"), true},
 		{"method", base(), fetch(""), false},
 		{"path", base(), get("b"), false},
 		{"path cut elsewhere", get("a", option(wire.URIPath, "b")), get("ab"), false},
