@@ -66,14 +66,15 @@ type query struct {
 	watch   bool            // server-sent events are wanted
 	stored  exchange.Stored
 	payload []byte
-	kept    int // bytes of the budget
+	kept    int       // bytes of the budget
+	room    [6]string // of values
 	translation
 }
 
 // readConditions reads the fields of RFC 9110 section 13 and Group-ETag.
 func (q *query) readConditions() *problem {
 	h := q.r.Header
-	q.translation = translation{front: q.call.front, place: &q.call.place, reading: q.method == codes.GET || q.method == wire.FETCH,
+	q.translation = translation{front: q.call.front, place: &q.call.place, values: q.room[:0], reading: q.method == codes.GET || q.method == wire.FETCH,
 		private: q.proven != ByNetwork || secure(q.call.place.uri)} // HC-51
 	if values := h.Values("If-Match"); len(values) > 0 { // HC-54
 		tags, any, _ := entityTags(values)

@@ -36,12 +36,23 @@ type load struct {
 	perClient map[asker]int
 	draining  bool
 	idle      chan struct{} // closed when draining and nothing is active
+	ended     func()        // see begun
 }
 
 // NewFront returns a Front. The error says what is wrong with the Config.
 func NewFront(c Config) (*Front, error) {
 	c.Limits = c.Limits.withDefaults()
-	return newFrontWith(c, &load{budget: newBudget(c.Limits.TotalBytes), perClient: make(map[asker]int), idle: make(chan struct{})})
+	return newFrontWith(c, newLoad(c.Limits.TotalBytes))
+}
+
+func newLoad(totalBytes int) *load {
+	l := &load{budget: newBudget(totalBytes), perClient: make(map[asker]int), idle: make(chan struct{})}
+	l.ended = func() {
+		l.mu.Lock()
+		l.leave()
+		l.mu.Unlock()
+	}
+	return l
 }
 
 // Successor returns a Front for another Config that takes the place of f: what is
@@ -72,7 +83,7 @@ type call struct {
 	front *Front
 	w     http.ResponseWriter
 	r     *http.Request
-	send  *sender
+	send  sender
 	place place
 	// client and how it was identified.
 	client *exchange.Identity
@@ -86,7 +97,8 @@ type call struct {
 // ServeHTTP implements http.Handler.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.Stats.Requests.Add(1)
-	x := &call{front: f, w: w, r: r, send: newSender(w, r, &f.Limits), id: f.Engine.NextID(), peer: addrOf(r.RemoteAddr)}
+	x := &call{front: f, w: w, r: r, id: f.Engine.NextID(), peer: addrOf(r.RemoteAddr)}
+	x.send.begin(w, r, &f.Limits)
 	defer x.send.finish()
 	h := w.Header()
 	h["X-Content-Type-Options"] = f.always[0:1:1]
@@ -221,9 +233,9 @@ func (f *Front) release(key asker) {
 
 // leave is called under the lock when something that was counted as active is
 // over.
-func (f *Front) leave() {
-	if f.active--; f.active == 0 && f.draining {
-		close(f.idle)
+func (l *load) leave() {
+	if l.active--; l.active == 0 && l.draining {
+		close(l.idle)
 	}
 }
 
@@ -233,11 +245,7 @@ func (f *Front) begun() (ended func()) {
 	f.mu.Lock()
 	f.active++
 	f.mu.Unlock()
-	return func() {
-		f.mu.Lock()
-		f.leave()
-		f.mu.Unlock()
-	}
+	return f.ended
 }
 
 // Drain refuses new requests from now on and waits until those under way, and

@@ -24,7 +24,7 @@ import (
 // twice, no transfer coding but chunked and none in HTTP/1.0.
 type guard struct {
 	net.Conn
-	token    string // only the guard's own requests carry it
+	target   string // of the guard's own requests; only they have it
 	maxHead  int
 	refused  *atomic.Uint64
 	released func()
@@ -59,7 +59,7 @@ const guardBuffer = 4096
 func newGuard(c net.Conn, maxHead int, refused *atomic.Uint64, released func()) *guard {
 	var token [16]byte
 	_, _ = rand.Read(token[:]) // never fails
-	return &guard{Conn: c, token: hex.EncodeToString(token[:]), maxHead: maxHead, refused: refused, released: released}
+	return &guard{Conn: c, target: refusedPath + hex.EncodeToString(token[:]), maxHead: maxHead, refused: refused, released: released}
 }
 
 // secureGuard is a guard over TLS. Only it has the method by which the server
@@ -85,13 +85,14 @@ func withGuard(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
-// refusedPath is the request target of the guard's own requests.
+// refusedPath begins the request target of the guard's own requests; a secret of
+// the connection follows.
 const refusedPath = "/refused/"
 
 // malformed returns why the guard refused a message, "" for any other request.
 func malformed(r *http.Request) string {
 	g, ok := r.Context().Value(guardKey{}).(*guard)
-	if !ok || r.RequestURI != refusedPath+g.token {
+	if !ok || r.RequestURI != g.target {
 		return ""
 	}
 	return r.Header.Get("Reason")
@@ -369,7 +370,7 @@ func decimalLength(s []byte) (int64, bool) {
 func (g *guard) refuse(reason string) bool {
 	g.refused.Add(1)
 	g.frame, g.in = frameRefused, nil
-	g.out = []byte("GET " + refusedPath + g.token + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nReason: " + reason + "\r\n\r\n")
+	g.out = []byte("GET " + g.target + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nReason: " + reason + "\r\n\r\n")
 	return true
 }
 

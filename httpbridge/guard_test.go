@@ -99,7 +99,7 @@ func TestGuardRefuses(t *testing.T) { // HC-104
 					require.EqualValues(t, 1, refused.Load())
 					request, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(own)))
 					require.NoError(t, err)
-					require.Equal(t, refusedPath+g.token, request.RequestURI)
+					require.Equal(t, g.target, request.RequestURI)
 					require.True(t, request.Close)
 					require.Contains(t, request.Header.Get("Reason"), x.reason)
 					require.Equal(t, 1, bytes.Count(own, []byte("HTTP/1.1")), "something after the refusal")

@@ -10,7 +10,7 @@ import (
 // (HC-97).
 type sender struct {
 	w          http.ResponseWriter
-	controller *http.ResponseController
+	controller http.ResponseController
 	timeout    time.Duration
 	// expires: a write deadline counts while nothing is written too.
 	expires  bool
@@ -21,8 +21,9 @@ type sender struct {
 // piece is how much is written under one deadline.
 const piece = 32 << 10
 
-func newSender(w http.ResponseWriter, r *http.Request, l *Limits) *sender {
-	s := &sender{w: w, controller: http.NewResponseController(w), timeout: l.SendTimeout, expires: r.ProtoMajor == 2}
+// begin makes s the sender of the response to r.
+func (s *sender) begin(w http.ResponseWriter, r *http.Request, l *Limits) {
+	*s = sender{w: w, controller: *http.NewResponseController(w), timeout: l.SendTimeout, expires: r.ProtoMajor == 2}
 	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
 		// It counts for what the server itself reads of a body that nobody wanted,
 		// too.
@@ -31,7 +32,6 @@ func newSender(w http.ResponseWriter, r *http.Request, l *Limits) *sender {
 			s.arm()
 		}
 	}
-	return s
 }
 
 // Write implements io.Writer.

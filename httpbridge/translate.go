@@ -104,6 +104,19 @@ type translation struct {
 	reading bool // GET, HEAD, QUERY
 	// protected: the request is protected end to end (OH-77).
 	protected bool
+	// values is room for those of header fields; see field.
+	values []string
+}
+
+// field is what a header field with one value is set to. The first few come out of
+// the room that the translation has, others are allocated.
+func (t *translation) field(value string) []string {
+	n := len(t.values)
+	if n == cap(t.values) {
+		return []string{value}
+	}
+	t.values = append(t.values, value)
+	return t.values[n : n+1 : n+1]
 }
 
 // of translates the response of a server. group marks one of many. ok is false
@@ -124,7 +137,7 @@ func (t *translation) into(h http.Header, p *exchange.Response, group bool) (a a
 	isError := p.Code>>5 >= 4
 	tag, tagged := wire.First(p.Options, wire.ETag)
 	if tagged && len(tag) >= 1 && len(tag) <= 8 {
-		a.fields["Etag"] = []string{formatETag(tag)}
+		a.fields["Etag"] = t.field(formatETag(tag))
 	} else {
 		tagged = false
 	}
@@ -163,21 +176,21 @@ func (t *translation) into(h http.Header, p *exchange.Response, group bool) (a a
 	t.freshness(a.fields, p)
 	if p.Code == codes.Created {
 		if location, ok := t.location(p); ok {
-			a.fields["Location"] = []string{location}
+			a.fields["Location"] = t.field(location)
 		}
 	}
 	switch p.Code {
 	case codes.ServiceUnavailable, codes.TooManyRequests:
-		a.fields["Retry-After"] = []string{strconv.FormatUint(uint64(maxAge(p.Options)), 10)}
+		a.fields["Retry-After"] = t.field(strconv.FormatUint(uint64(maxAge(p.Options)), 10))
 	}
 	if a.status == http.StatusNotModified || a.status == http.StatusNoContent {
 		a.body = nil
 		return a, true
 	}
 	mediaType, coding := contentType(p.Options, isError, utf8.Valid(a.body)) // HC-31, HC-43
-	a.fields["Content-Type"] = []string{mediaType}
+	a.fields["Content-Type"] = t.field(mediaType)
 	if coding != "" {
-		a.fields["Content-Encoding"] = []string{coding}
+		a.fields["Content-Encoding"] = t.field(coding)
 	}
 	return a, true
 }
@@ -198,7 +211,7 @@ func (t *translation) freshness(h http.Header, p *exchange.Response) {
 			value = "private, " + value
 		}
 	}
-	h["Cache-Control"] = []string{value}
+	h["Cache-Control"] = t.field(value)
 }
 
 // maxAge is the remaining freshness in seconds, 60 without the option (HC-50).

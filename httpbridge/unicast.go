@@ -94,7 +94,7 @@ func (q *query) failed(err error) *problem {
 func (q *query) respond(p *exchange.Response) {
 	h := q.w.Header()
 	a, _ := q.into(h, p, false)
-	h.Add("Vary", "Accept") // HC-58
+	h["Vary"] = append(h["Vary"], "Accept") // HC-58
 	if value, ok := wire.First(p.Options, q.call.front.Numbers.MulticastTimeout); ok {
 		seconds, _ := wire.Uint(value)
 		h[fieldTimeout] = []string{strconv.FormatUint(uint64(seconds), 10)}
@@ -103,7 +103,7 @@ func (q *query) respond(p *exchange.Response) {
 		}
 	}
 	if a.body != nil {
-		h["Content-Length"] = []string{strconv.Itoa(len(a.body))}
+		h["Content-Length"] = q.field(strconv.Itoa(len(a.body)))
 	}
 	q.w.WriteHeader(a.status)
 	if q.r.Method != http.MethodHead {

@@ -15,7 +15,7 @@ type budget struct {
 	seed        maphash.Seed
 
 	mu    sync.Mutex
-	slots [budgetSlots]budgetSlot
+	slots *[budgetSlots]budgetSlot // nil before the first source
 }
 
 const budgetSlots = 4096
@@ -55,6 +55,9 @@ func (b *budget) slot(source netip.Addr, now time.Time) *budgetSlot {
 	if source.Is6() {
 		p, _ := source.Prefix(64) // no error: an IPv6 address has 64 bits
 		source = p.Addr()
+	}
+	if b.slots == nil {
+		b.slots = new([budgetSlots]budgetSlot)
 	}
 	s := &b.slots[maphash.Comparable(b.seed, source)%budgetSlots]
 	if s.at.IsZero() {
