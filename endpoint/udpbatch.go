@@ -48,7 +48,7 @@ func newMessages(zones *zoneIndices) *messages {
 	m := &messages{headers: make([]mmsghdr, BatchSize), slots: make([]messageSlot, BatchSize), zones: zones}
 	for i := range m.headers {
 		h, s := &m.headers[i].header, &m.slots[i]
-		h.Name = (*byte)(unsafe.Pointer(&s.name)) //nolint:gosec // the kernel's structs
+		h.Name = (*byte)(unsafe.Pointer(&s.name))
 		h.Iov = &s.buffer
 		h.SetIovlen(1)
 	}
@@ -63,7 +63,7 @@ func (m *messages) receiveInto(i int, buffer []byte, control bool) {
 	s.buffer.SetLen(len(buffer))
 	h.Namelen, h.Flags = unix.SizeofSockaddrInet6, 0
 	if control {
-		h.Control = (*byte)(unsafe.Pointer(&s.control)) //nolint:gosec // the kernel's structs
+		h.Control = (*byte)(unsafe.Pointer(&s.control))
 		h.SetControllen(int(unsafe.Sizeof(s.control)))
 	}
 }
@@ -72,7 +72,7 @@ func (m *messages) receiveInto(i int, buffer []byte, control bool) {
 func (m *messages) from(i int) netip.AddrPort {
 	s := &m.slots[i]
 	if s.name.Family == unix.AF_INET {
-		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&s.name)) //nolint:gosec // the kernel's structs
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&s.name))
 		return netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), hostOrder(v4.Port))
 	}
 	addr := netip.AddrFrom16(s.name.Addr).Unmap()
@@ -85,8 +85,8 @@ func (m *messages) from(i int) netip.AddrPort {
 // path is the own side of the i-th message, by its control message.
 func (m *messages) path(i int) Path {
 	h := &m.headers[i].header
-	control := unsafe.Slice((*byte)(unsafe.Pointer(&m.slots[i].control)), unsafe.Sizeof(m.slots[i].control)) //nolint:gosec // the kernel's structs
-	for control = control[:min(uint64(h.Controllen), uint64(len(control)))]; len(control) >= unix.SizeofCmsghdr; {
+	control := unsafe.Slice((*byte)(unsafe.Pointer(&m.slots[i].control)), unsafe.Sizeof(m.slots[i].control))
+	for control = control[:min(int(h.Controllen), len(control))]; len(control) >= unix.SizeofCmsghdr; {
 		header, data, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
 			break
@@ -111,7 +111,7 @@ func (m *messages) send(i int, d *Datagram, control bool) {
 	s.buffer.SetLen(len(d.Data))
 	to, port := d.Peer.Addr.Addr(), hostOrder(d.Peer.Addr.Port())
 	if to.Is4() {
-		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&s.name)) //nolint:gosec // the kernel's structs
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(&s.name))
 		*v4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: to.As4()}
 		h.Namelen = unix.SizeofSockaddrInet4
 	} else {
@@ -127,9 +127,9 @@ func (m *messages) send(i int, d *Datagram, control bool) {
 	if !control || !local.IsValid() {
 		return
 	}
-	c := (*unix.Cmsghdr)(unsafe.Pointer(&s.control)) //nolint:gosec // the kernel's structs
+	c := (*unix.Cmsghdr)(unsafe.Pointer(&s.control))
 	h.Control = (*byte)(unsafe.Pointer(c))
-	info := unsafe.Slice((*byte)(unsafe.Pointer(&s.control)), unsafe.Sizeof(s.control))[unix.CmsgLen(0):] //nolint:gosec // the kernel's structs
+	info := unsafe.Slice((*byte)(unsafe.Pointer(&s.control)), unsafe.Sizeof(s.control))[unix.CmsgLen(0):]
 	if local.Is4() {
 		c.Level, c.Type = unix.IPPROTO_IP, unix.IP_PKTINFO
 		c.SetLen(unix.CmsgLen(unix.SizeofInet4Pktinfo))
@@ -212,7 +212,7 @@ func (c *batchCall) outcome(err error) (int, error) {
 
 func (c *batchCall) try(fd uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall6(c.number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(c.messages))), uintptr(len(c.messages)), uintptr(c.flags), 0, 0) //nolint:gosec // the kernel's structs
+		n, _, errno := unix.Syscall6(c.number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(c.messages))), uintptr(len(c.messages)), uintptr(c.flags), 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}

@@ -108,7 +108,7 @@ func (l *lab) measureProxy(ctx context.Context, sc *scenario, contender string, 
 	if err != nil {
 		return s, fmt.Errorf("%s did not survive: %w\n%s", contender, err, proxy.output())
 	}
-	rss, err := measure.PeakRSS(proxy.pid())
+	rss, peak, err := measure.RSS(proxy.pid())
 	if err != nil {
 		return s, err
 	}
@@ -116,7 +116,7 @@ func (l *lab) measureProxy(ctx context.Context, sc *scenario, contender string, 
 	if s.exchanges > 0 && after-before >= leastCPU {
 		s.cpu = (after - before).Seconds() * 1e6 / float64(s.exchanges)
 	}
-	s.rss = float64(rss) / (1 << 20)
+	s.rss, s.peak = float64(rss)/(1<<20), float64(peak)/(1<<20)
 	return s, nil
 }
 
@@ -157,7 +157,7 @@ func (l *lab) ask(ctx context.Context, sc *scenario, to, source netip.AddrPort, 
 	}
 	s := sample{
 		exchanges: r.Exchanges, rate: float64(r.Exchanges) / r.Elapsed.Seconds(), p50: milliseconds(r.P50), p99: milliseconds(r.P99),
-		cpu: math.NaN(), rss: math.NaN(), lost: r.Losses,
+		cpu: math.NaN(), rss: math.NaN(), peak: math.NaN(), lost: r.Losses,
 	}
 	for _, n := range r.Errors {
 		s.errors += n

@@ -18,7 +18,7 @@ func report(w io.Writer, sc *scenario, r results) {
 	}
 	table := [][]string{{
 		"", each + "s/s", added + "p50 ms", added + "p99 ms", "CPU µs/" + each,
-		"÷ null relay", "÷ libcoap", "peak RSS MiB", "lost", "other",
+		"÷ null relay", "÷ libcoap", "RSS MiB", "peak RSS MiB", "lost", "other",
 	}}
 	for _, c := range []string{direct, null, libcoap, httpFloor, subject} {
 		m := measured{sc.name, c}
@@ -45,6 +45,7 @@ func report(w io.Writer, sc *scenario, r results) {
 			number(ratio(sc.name, cpu, c, null)(r), 2),
 			number(ratio(sc.name, cpu, c, libcoap)(r), 2),
 			number(median(func(s sample) float64 { return s.rss }), 1),
+			number(median(func(s sample) float64 { return s.peak }), 1),
 			sum(func(s sample) uint64 { return s.lost }),
 			sum(func(s sample) uint64 { return s.errors + s.duplicates + s.late }),
 		})

@@ -13,7 +13,8 @@ type sample struct {
 	rate       float64 // exchanges per second
 	p50, p99   float64 // milliseconds; for a group from the member's sending to the client's receiving
 	cpu        float64 // microseconds of the proxy process per exchange; NaN without such a process
-	rss        float64 // peak of the proxy process in MiB; NaN without
+	rss        float64 // of the proxy process after the load in MiB; NaN without
+	peak       float64 // largest RSS in MiB; NaN without
 	lost       uint64
 	errors     uint64 // responses that were not the expected ones
 	duplicates uint64
@@ -79,7 +80,7 @@ func growth(with, without measured, n int) func(results) float64 {
 			a, okA := r.in(round, with)
 			b, okB := r.in(round, without)
 			if okA && okB {
-				v = append(v, (a.rss-b.rss)*(1<<20)/float64(n))
+				v = append(v, (a.peak-b.peak)*(1<<20)/float64(n))
 			}
 		}
 		return measure.Median(v)

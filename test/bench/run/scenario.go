@@ -67,7 +67,7 @@ func scenarios(o *options) []*scenario {
 				{"CPU per exchange ÷ null relay", ratio("non", cpu, subject, null), true, 1.35},
 				{"CPU per exchange ÷ libcoap", ratio("non", cpu, subject, libcoap), true, 0.75},
 				{"exchanges/s ÷ libcoap", ratio("non", rate, subject, libcoap), false, 1.3},
-				{"peak RSS in MiB", value("non", func(s sample) float64 { return s.rss }), true, 30},
+				{"RSS in MiB after the load", value("non", func(s sample) float64 { return s.rss }), true, 30},
 			},
 		}},
 		"con": {{

@@ -79,12 +79,12 @@ func TestParseStat(t *testing.T) {
 }
 
 func TestParseStatus(t *testing.T) {
-	got, err := parseStatus([]byte("Name:\tx\nVmPeak:\t  900 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 100 kB\n"))
+	got, err := parseStatus([]byte("Name:\tx\nVmPeak:\t  900 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 100 kB\n"), "VmHWM:")
 	require.NoError(t, err)
 	require.EqualValues(t, 2<<20, got)
 
 	for _, bad := range []string{"", "VmRSS:\t 100 kB\n", "VmHWM:\t 1 MB\n", "VmHWM:\t x kB\n"} {
-		_, err := parseStatus([]byte(bad))
+		_, err := parseStatus([]byte(bad), "VmHWM:")
 		require.ErrorIs(t, err, errStatus, bad)
 	}
 }
@@ -92,9 +92,10 @@ func TestParseStatus(t *testing.T) {
 func TestOwnProcess(t *testing.T) {
 	before, err := CPU(os.Getpid())
 	require.NoError(t, err)
-	rss, err := PeakRSS(os.Getpid())
+	now, peak, err := RSS(os.Getpid())
 	require.NoError(t, err)
-	require.Greater(t, rss, int64(1<<20))
+	require.Greater(t, now, int64(1<<20))
+	require.GreaterOrEqual(t, peak, now)
 	after, err := CPU(os.Getpid())
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, after, before)

@@ -21,18 +21,21 @@ func CPU(pid int) (time.Duration, error) {
 	return parseStat(b)
 }
 
-// PeakRSS returns the largest resident set that process pid has had, in bytes.
-func PeakRSS(pid int) (int64, error) {
+// RSS returns the resident set of process pid in bytes: that it has, and the largest it has had.
+func RSS(pid int) (now, peak int64, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return parseStatus(b)
+	if now, err = parseStatus(b, "VmRSS:"); err == nil {
+		peak, err = parseStatus(b, "VmHWM:")
+	}
+	return now, peak, err
 }
 
 var (
 	errStat   = errors.New("measure: /proc/PID/stat has another form than proc(5) says")
-	errStatus = errors.New("measure: no VmHWM in /proc/PID/status")
+	errStatus = errors.New("measure: no such size in /proc/PID/status")
 )
 
 // parseStat sums fields 14 (utime) and 15 (stime). Field 2 is the program's name in parentheses and may hold
@@ -57,9 +60,9 @@ func parseStat(b []byte) (time.Duration, error) {
 	return time.Duration(sum) * tick, nil
 }
 
-func parseStatus(b []byte) (int64, error) {
+func parseStatus(b []byte, name string) (int64, error) {
 	for line := range bytes.Lines(b) {
-		value, ok := bytes.CutPrefix(line, []byte("VmHWM:"))
+		value, ok := bytes.CutPrefix(line, []byte(name))
 		if !ok {
 			continue
 		}
