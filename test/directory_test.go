@@ -133,6 +133,11 @@ func TestResourceDirectoryGone(t *testing.T) {
 	for _, s := range servers {
 		require.Len(t, s.requests(), 2)
 	}
+	eventually(t, func() bool {
+		return slices.ContainsFunc(shown[shownStatus](t, "status", "--socket", socket).Warnings, func(w string) bool {
+			return strings.HasPrefix(w, "the resource directory does not tell the members of the group ")
+		})
+	}, "status says nothing of the directory")
 }
 
 // got reports whether a server has received a message with a code.

@@ -16,6 +16,7 @@ import (
 
 	"coapproxy/config"
 	"coapproxy/control"
+	"coapproxy/membership"
 )
 
 // status is what an operator asks first.
@@ -115,6 +116,14 @@ func (s *service) status() status {
 	for i := range g.config.Groups {
 		c := &g.config.Groups[i]
 		out.Groups = append(out.Groups, statusGroup{c.Name, c.URI.String(), c.Interfaces, p.heard.In(c.Name, now)})
+		if d, ok := (*p.members.Load())[c.Name].(*membership.Directory); ok {
+			switch valid, err := d.Status(); {
+			case err != nil:
+				out.Warnings = append(out.Warnings, fmt.Sprintf("the resource directory does not tell the members of the group %s: %v", c.Name, err))
+			case valid == 0:
+				out.Warnings = append(out.Warnings, fmt.Sprintf("the resource directory does not tell the members of the group %s: no answer yet, or none since the last one ran out", c.Name))
+			}
+		}
 	}
 	for _, old := range p.generations() {
 		groups, servers := old.queued()
@@ -175,6 +184,8 @@ var statusWarnings = [...]struct{ counter, text string }{
 	{"proxy_responses_undelivered_total", "group responses were dropped because their clients did not acknowledge those before"},
 	{"coap_dedup_refused_total", "requests were refused because too many are remembered: limits.dedup_non_idempotent"},
 	{"coap_message_id_wraps_total", "times Message IDs were used again too early"},
+	{"oscore_contexts_used_up", "OSCORE contexts are used up and do not work any more: make new ones"},
+	{"oscore_contexts_wearing_out", "OSCORE contexts have used half of what their keys are good for, or more: make new ones"},
 	{"log_lines_dropped_total", "lines of the log were dropped because nobody read them"},
 }
 

@@ -44,7 +44,10 @@ func TestDebianPackage(t *testing.T) {
 		require.Regexp(t, "^coapproxy 600 ", line, "the secrets are the proxy's own")
 	}
 	for _, file := range []string{"/usr/share/man/man1/coapproxy.1.gz", "/usr/share/bash-completion/completions/coapproxy",
-		"/usr/share/doc/coapproxy/config.example.yaml", "/usr/lib/sysctl.d/60-coapproxy.conf"} {
+		"/usr/share/doc/coapproxy/config.example.yaml", "/usr/share/doc/coapproxy/docs/operating.md",
+		"/usr/share/doc/coapproxy/deploy/grafana/coapproxy.json", "/usr/share/doc/coapproxy/deploy/prometheus/coapproxy.rules.yaml",
+		"/usr/share/doc/coapproxy/deploy/wireshark/coap-group-proxy.lua",
+		"/usr/lib/sysctl.d/60-coapproxy.conf"} {
 		require.FileExists(t, filepath.Join(root, file))
 	}
 
