@@ -43,7 +43,7 @@ func TestDemo(t *testing.T) {
 		`(?s)(°C.*){5}5 responses from 5 servers`,
 		`5 × 2\.04 Changed`,
 		`(?s)2\.05 Content.*\n  on\n`, // the light that was just switched on
-		`(?s)(Observe=\d+.*°C.*){3}3 responses from 1 server`,
+		`(?s)(Observe=\d+.*°C.*){3}3 responses in `,
 		`(?s)(Observe=\d+.*°C.*){11}11 responses from 5 servers`, // all of them, and what comes after the timeout
 		`(?s)(HTTP/1\.1 200 OK.*Reply-From.* °C.*){5}`,
 	} {

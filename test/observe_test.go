@@ -247,6 +247,27 @@ func TestStopWithObservers(t *testing.T) {
 	require.Equal(t, 1, o.deregistered())
 }
 
+// A server with many observed resources hears of the end of each when the proxy
+// stops, though it bears one request at a time (FP-67, FP-92).
+func TestStopWithManyObservations(t *testing.T) {
+	t.Parallel()
+	o := newObservable(60)
+	origin := single(t, o.handle)
+	s := forwarding
+	s.limits = "grace: 10s"
+	p := startProxy(t, netip.AddrPort{}, s)
+	c := newClient(t, here, clientAddr, p.addr())
+	const resources = 16 // what `queue` of a server holds; of more it is not told
+	for i := range resources {
+		c.ask(observe(coap.CON, fmt.Sprintf("coap://%v/x%d", origin.addr(), i)))
+	}
+	require.Equal(t, resources, o.count(origin))
+	p.signal(syscall.SIGTERM)
+	require.Zero(t, p.wait())
+	require.Equal(t, resources, o.deregistered())
+	require.Zero(t, o.count(origin))
+}
+
 // Bodies in blocks: the notification brings the first one, the rest is asked for
 // without Observe (RFC 7959 §2.6), on both legs.
 func TestObserveInBlocks(t *testing.T) {

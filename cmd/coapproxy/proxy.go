@@ -189,6 +189,7 @@ func (p *runningProxy) stop(log *zap.Logger) int {
 	over := make(chan struct{})
 	timer := time.AfterFunc(grace, func() { close(over) })
 	left := p.drain(over)
+	p.settle(over)
 	timer.Stop()
 	p.close()
 	p.save()
