@@ -125,9 +125,6 @@ func (g *Group) Devices() []Device {
 	return list
 }
 
-// Stats returns the counters, which go on changing.
-func (g *Group) Stats() *Stats { return g.stats }
-
 // Wait waits until the devices have gone, after the context of Start has ended.
 func (g *Group) Wait() { g.wg.Wait() }
 

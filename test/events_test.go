@@ -126,7 +126,7 @@ func openEvents(t *testing.T, url string) (_ *bufio.Reader, leave func()) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	require.NoError(t, err)
 	r.Header.Set("Accept", "text/event-stream")
-	w, err := http.DefaultClient.Do(r) //nolint:bodyclose // when left
+	w, err := http.DefaultClient.Do(r)
 	require.NoError(t, err)
 	require.Equal(t, 200, w.StatusCode)
 	require.Equal(t, "text/event-stream", w.Header.Get("Content-Type"))
