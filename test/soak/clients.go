@@ -118,7 +118,7 @@ const perSocket = 50
 
 // work sends requests of one kind, one after the other.
 func (c *clients) work(ctx context.Context, k kind, pause time.Duration) {
-	var conn *net.UDPConn
+	var conn *socket
 	defer func() {
 		if conn != nil {
 			_ = conn.Close()
@@ -156,8 +156,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// socket is a client's socket. Its Message IDs are in sequence: one that came again would be a repetition.
+type socket struct {
+	*net.UDPConn
+	id uint16
+}
+
 // dial opens a socket at a new address of the known network.
-func (c *clients) dial() *net.UDPConn {
+func (c *clients) dial() *socket {
 	c.mu.Lock()
 	c.next++
 	n := c.next
@@ -166,7 +172,7 @@ func (c *clients) dial() *net.UDPConn {
 	if err != nil {
 		return nil
 	}
-	return conn
+	return &socket{conn, uint16(rand.Uint32())}
 }
 
 // patience is how long a client waits for a response before it calls the request failed.
@@ -177,7 +183,7 @@ func (c *clients) target() string {
 	return fmt.Sprintf("coap://%v/temp?%d", netip.AddrPortFrom(deviceAddr(rand.IntN(deviceCount-1)), uint16(c.devices.port)), rand.IntN(100))
 }
 
-// ask is a GET request with a new Token and Message ID.
+// ask is a GET request with a new Token and a random Message ID.
 func ask(con bool, uri string, options ...coap.Option) *coap.Message {
 	m := &coap.Message{Type: coap.NON, Code: coap.GET, ID: uint16(rand.Uint32()), Token: binary.BigEndian.AppendUint64(nil, rand.Uint64()),
 		Options: append(options, coap.Opt(coap.ProxyURI, uri))}
@@ -189,8 +195,10 @@ func ask(con bool, uri string, options ...coap.Option) *coap.Message {
 
 // exchange sends a request, again if it is confirmable and nothing comes, and hands what comes with its Token to f
 // until f has enough or the time is up.
-func exchange(ctx context.Context, conn *net.UDPConn, m *coap.Message, until time.Time, f func(*coap.Message) (enough bool)) {
+func exchange(ctx context.Context, conn *socket, m *coap.Message, until time.Time, f func(*coap.Message) (enough bool)) {
 	b := make([]byte, 2048)
+	conn.id++
+	m.ID = conn.id
 	request := m.Bytes()
 	_, _ = conn.Write(request)
 	again, heard := time.Now().Add(2*time.Second), false
@@ -229,7 +237,7 @@ func exchange(ctx context.Context, conn *net.UDPConn, m *coap.Message, until tim
 }
 
 // single asks one device.
-func (c *clients) single(ctx context.Context, conn *net.UDPConn, con bool) {
+func (c *clients) single(ctx context.Context, conn *socket, con bool) {
 	began := time.Now()
 	failure := "nothing"
 	exchange(ctx, conn, ask(con, c.target()), began.Add(patience), func(r *coap.Message) bool {
@@ -246,7 +254,7 @@ func (c *clients) single(ctx context.Context, conn *net.UDPConn, con bool) {
 
 // group asks all devices. It is a success when as many answer as there are but for those that lose the request, the
 // dead one and the unlucky.
-func (c *clients) group(ctx context.Context, conn *net.UDPConn) {
+func (c *clients) group(ctx context.Context, conn *socket) {
 	began, first, heard := time.Now(), time.Duration(0), 0
 	m := ask(false, fmt.Sprintf("coap://224.0.1.187:%d/temp", c.devices.port), coap.Uint(coap.MulticastTimeout, 2))
 	exchange(ctx, conn, m, began.Add(2500*time.Millisecond), func(r *coap.Message) bool {
