@@ -151,7 +151,7 @@ func TestLegMethods(t *testing.T) {
 		require.Equal(t, x.code, p.Code, x.want)
 		if x.want != "" {
 			require.Equal(t, x.want, o.last().Method)
-			require.Equal(t, "CoAP/1 gw", o.last().Header.Get("Via")) // HC-106
+			require.Equal(t, "CoAP/1 gw", o.last().Header.Get("Via")) // HC-106, FP-55
 			continue
 		}
 		require.Empty(t, o.requests)
@@ -189,7 +189,7 @@ func TestLegCodes(t *testing.T) {
 		{codes.GET, 422, "4.22"}, {codes.GET, 429, "4.29"}, {codes.GET, 402, "4.00"}, {codes.GET, 418, "4.00"},
 		{codes.PUT, 408, "4.08"}, {codes.GET, 408, "4.00"},
 		{codes.GET, 500, "5.00"}, {codes.GET, 501, "5.01"}, {codes.GET, 502, "5.02"}, {codes.GET, 503, "5.03"}, {codes.GET, 504, "5.04"},
-		{codes.GET, 508, "5.08"}, {codes.GET, 505, "5.02"}, {codes.GET, 599, "5.02"}, {codes.GET, 300, "5.02"},
+		{codes.GET, 508, "5.08"} /* FP-55 */, {codes.GET, 505, "5.02"}, {codes.GET, 599, "5.02"}, {codes.GET, 300, "5.02"},
 		{codes.GET, 206, ""}, {codes.GET, 299, ""}, // HC-34
 	} {
 		payload := ""

@@ -59,7 +59,7 @@ func (l *Leg) checkOptions(r *exchange.Request) *exchange.Failure {
 func (l *Leg) fields(h http.Header, r *exchange.Request, target *url.URL) {
 	h.Set("User-Agent", "coapproxy")
 	if l.Identifier != "" {
-		h.Set("Via", "CoAP/1 "+l.Identifier) // HC-106
+		h.Set("Via", "CoAP/1 "+l.Identifier) // HC-106, FP-55
 	}
 	var matches, none []string
 	for _, o := range r.Options {

@@ -71,7 +71,7 @@ func statusOf(code codes.Code) int {
 		return http.StatusServiceUnavailable
 	case codes.GatewayTimeout:
 		return http.StatusGatewayTimeout
-	case wire.HopLimitReached:
+	case wire.HopLimitReached: // FP-55
 		return http.StatusLoopDetected
 	}
 	switch code >> 5 { // HC-30

@@ -130,7 +130,7 @@ func TestCodes(t *testing.T) {
 		{rule: "5.03", method: "GET", code: codes.ServiceUnavailable, status: 503, want: map[string]string{"Retry-After": "60"}},
 		{rule: "5.04", method: "GET", code: codes.GatewayTimeout, status: 504},
 		{rule: "5.05", method: "GET", code: codes.ProxyingNotSupported, status: 502},
-		{rule: "5.08", method: "GET", code: wire.HopLimitReached, status: 508},
+		{rule: "5.08", method: "GET", code: wire.HopLimitReached, status: 508}, // FP-55
 	} {
 		t.Run(x.rule, func(t *testing.T) {
 			f, chain := newFront(t, nil)
