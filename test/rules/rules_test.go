@@ -76,13 +76,13 @@ type rule struct{ id, gist string }
 
 // rulesOf reads the rules of a sheet in their order there.
 func rulesOf(t *testing.T, sheet string) []rule {
-	data, err := os.ReadFile(filepath.Join(top, "docs/rules", sheet))
+	data, err := os.ReadFile(filepath.Join(top, "docs", "rules", sheet))
 	require.NoError(t, err)
 	var out []rule
 	seen := make(map[string]bool)
 	for line := range strings.Lines(string(data)) {
 		m := definition.FindStringSubmatch(strings.TrimRight(line, "\n"))
-		if m == nil || seen[m[1]] {
+		if len(m) == 0 || seen[m[1]] {
 			continue
 		}
 		seen[m[1]] = true
