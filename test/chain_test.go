@@ -228,7 +228,7 @@ func TestMisbehavingHop(t *testing.T) {
 			})
 			group := netip.AddrPortFrom(group4, 5999)
 			p := startProxy(t, group, settings{groups: fmt.Sprintf("- {name: devices, uri: %q}", "coap://"+group.String()), cache: "enabled: false",
-				top: nextHop("coap://"+hop.addr().String(), ", timeout: 2s")})
+				top: nextHop("coap://"+hop.addr().String(), ", timeout: 1s")})
 			p.waitFor("next hop is up")
 			c := newClient(t, here, clientAddr, p.addr())
 			sent := time.Now()
