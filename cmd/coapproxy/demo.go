@@ -178,10 +178,17 @@ func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log
 		http = netip.AddrPortFrom(http.Addr(), 0)
 	}
 	p, err := s.startProxyOn(ctx, listen, http, group, log)
-	if errors.Is(err, syscall.EADDRINUSE) && !s.listenAsked && !s.httpAsked { // somebody was faster
-		p, err = s.startProxyOn(ctx, netip.AddrPortFrom(listen.Addr(), 0), netip.AddrPortFrom(http.Addr(), 0), group, log)
+	if !errors.Is(err, syscall.EADDRINUSE) || s.listenAsked && s.httpAsked {
+		return p, err
 	}
-	return p, err
+	// Somebody was faster, at one of them.
+	if !s.listenAsked {
+		listen = netip.AddrPortFrom(listen.Addr(), 0)
+	}
+	if !s.httpAsked {
+		http = netip.AddrPortFrom(http.Addr(), 0)
+	}
+	return s.startProxyOn(ctx, listen, http, group, log)
 }
 
 func (s *demoSettings) startProxyOn(ctx context.Context, listen, http, group netip.AddrPort, log *zap.Logger) (*runningProxy, error) {
