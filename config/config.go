@@ -195,7 +195,8 @@ type Cache struct {
 	// MaxAge is the longest a response counts as fresh, in whole seconds.
 	MaxAge time.Duration `yaml:"max_age"`
 	// Persist names the file that keeps fresh entries across a restart; none if
-	// empty. A relative path is relative to the folder of the configuration file.
+	// empty. A relative path is relative to the folder for the state, see
+	// statePlace.
 	Persist string `yaml:"persist"`
 }
 

@@ -59,10 +59,11 @@ func Load(path string, opts ...Option) (*Config, error) {
 	}
 	c.Control.locate(filepath.Dir(path))
 	c.Credentials.resolve(filepath.Dir(path))
-	if name := &c.Cache.Persist; *name != "" && !filepath.IsAbs(*name) {
-		*name = filepath.Join(filepath.Dir(path), *name)
+	c.OSCORE.locate(filepath.Dir(path))
+	place := statePlace{system: systemFolder, state: stateFolder}
+	for _, name := range [...]*string{&c.Cache.Persist, &c.OSCORE.Store} {
+		*name = place.path(filepath.Dir(path), *name)
 	}
-	c.OSCORE.relativeTo(filepath.Dir(path))
 	return c, nil
 }
 

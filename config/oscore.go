@@ -9,9 +9,10 @@ import (
 // OSCORE says where the Security Contexts are. They are opened only when a client
 // has one.
 type OSCORE struct {
-	// Contexts is the folder with the context files, Store the file that keeps
-	// what a restart must not forget of them (OH-112). A relative path is relative
-	// to the folder of the configuration file.
+	// Contexts is the folder with the context files; a relative path is relative
+	// to the folder of the configuration file. Store is the file that keeps what a
+	// restart must not forget of them (OH-112); a relative path is relative to the
+	// folder for the state, see statePlace.
 	Contexts string `yaml:"contexts"`
 	Store    string `yaml:"store"`
 	// MaxLayers bounds the layers removed from one message (OH-2).
@@ -42,12 +43,10 @@ const (
 	OSCOREPassThrough  RouteOSCORE = "pass-through"
 )
 
-// relativeTo makes the paths independent of the working directory.
-func (o *OSCORE) relativeTo(dir string) {
-	for _, path := range [...]*string{&o.Contexts, &o.Store} {
-		if *path != "" && !filepath.IsAbs(*path) {
-			*path = filepath.Join(dir, *path)
-		}
+// locate makes the path of the contexts independent of the working directory.
+func (o *OSCORE) locate(folder string) {
+	if o.Contexts != "" && !filepath.IsAbs(o.Contexts) {
+		o.Contexts = filepath.Join(folder, o.Contexts)
 	}
 }
 

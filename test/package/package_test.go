@@ -72,6 +72,34 @@ cat "$1/log"
 		require.Contains(t, out, "4.01 Unauthorized", "nothing is allowed until the operator allows it")
 		require.Contains(t, out, "stopped", "%s", out)
 	})
+	t.Run("what it keeps is where its service may write", func(t *testing.T) {
+		// What StateDirectory of the unit makes; /etc/coapproxy is root's.
+		in(t, "install", "-d", "-o", "coapproxy", "-g", "coapproxy", "-m", "0700", "/var/lib/coapproxy", "/etc/coapproxy/oscore")
+		in(t, "coapproxy", "oscore", "new", "/etc/coapproxy/oscore/phone.json", "/phone.json")
+		in(t, "chown", "coapproxy:", "/etc/coapproxy/oscore/phone.json")
+		before := in(t, "cat", "/etc/coapproxy/config.yaml")
+		in(t, "sh", "-ec", `cat >/etc/coapproxy/config.yaml <<'.'
+listen: ["coap://127.0.0.1"]
+clients: [{name: phone, oscore: [phone]}]
+cache: {persist: cache.db}
+.`)
+		out := run(t, top, "unshare", "-n", "--", "sh", "-ec", `
+ip link set lo up
+chroot --userspec=coapproxy:coapproxy "$1" /usr/bin/coapproxy serve >"$1/log" 2>&1 &
+proxy=$!
+for i in $(seq 200); do grep -q ready "$1/log" && break; sleep 0.1; done
+chroot "$1" coapproxy request --quiet --oscore /phone.json GET coap://127.0.0.1/.well-known/core || true
+kill -TERM $proxy
+wait $proxy
+cat "$1/log"
+`, "sh", root)
+		require.Contains(t, out, "2.05 Content", "%s", out)
+		for _, name := range []string{"oscore.db", "cache.db"} {
+			require.FileExists(t, filepath.Join(root, "var", "lib", "coapproxy", name), "%s", out)
+			require.NoFileExists(t, filepath.Join(root, "etc", "coapproxy", name))
+		}
+		require.NoError(t, os.WriteFile(filepath.Join(root, "etc", "coapproxy", "config.yaml"), []byte(before), 0o600))
+	})
 	t.Run("another version, then none", func(t *testing.T) {
 		in(t, "sh", "-c", "echo '# mine' >>/etc/coapproxy/config.yaml")
 		in(t, "dpkg", "-i", "/coapproxy.deb")

@@ -33,6 +33,7 @@ type options struct {
 	binary             string
 	rate               int
 	observers          int
+	profiles           string
 }
 
 func main() {
@@ -45,6 +46,7 @@ func main() {
 	flag.StringVar(&o.binary, "binary", "", "try this coapproxy `file` instead of building ./cmd/coapproxy")
 	flag.IntVar(&o.rate, "rate", 400, "requests per second of the well-behaved clients together")
 	flag.IntVar(&o.observers, "observers", 100, "observers at a time")
+	flag.StringVar(&o.profiles, "profiles", "", "keep heap profiles of the proxy in this `directory`, taken at a tenth, the half and the end")
 	flag.Parse()
 	if flag.NArg() > 0 || o.duration < 10*o.interval || o.rate < 10 {
 		fmt.Fprintln(os.Stderr, "soak: the duration has to be ten intervals at least, the rate 10")
@@ -107,6 +109,7 @@ func soak(ctx context.Context, o *options, w io.Writer) (bool, error) {
 
 	fmt.Fprintf(w, "%d devices, %d requests/s, %d observers, %v\n\n", deviceCount, o.rate, o.observers, o.duration)
 	var rows []row
+	profiles := heapProfiles{shares: []float64{0.1, 0.5, 0.95}}
 	fmt.Fprintln(w, rowHeader)
 	tick := time.NewTicker(o.interval)
 	defer tick.Stop()
@@ -123,6 +126,9 @@ func soak(ctx context.Context, o *options, w io.Writer) (bool, error) {
 			r.at, r.hostile, r.tallies = time.Since(began), o.chaos && time.Now().After(halfway), l.take()
 			rows = append(rows, r)
 			fmt.Fprintln(w, r)
+			if err := profiles.take(ctx, p, r.at, o); err != nil {
+				log.Print("heap profile: ", err)
+			}
 		}
 	}
 	wg.Wait()

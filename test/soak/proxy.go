@@ -155,12 +155,11 @@ func (p *proxy) sample(ctx context.Context) (row, error) {
 	if err != nil {
 		return row{}, err
 	}
-	_, after, ok := strings.Cut(string(status), "VmRSS:")
-	fields := strings.Fields(after)
-	if !ok || len(fields) == 0 {
-		return row{}, errors.New("no VmRSS")
+	rss, err := mebibytes(string(status), "VmRSS:")
+	if err != nil {
+		return row{}, err
 	}
-	rss, err := strconv.Atoi(fields[0])
+	anon, err := mebibytes(string(status), "RssAnon:")
 	if err != nil {
 		return row{}, err
 	}
@@ -172,7 +171,48 @@ func (p *proxy) sample(ctx context.Context) (row, error) {
 	if err != nil {
 		return row{}, fmt.Errorf("the proxy's control socket: %w", err)
 	}
-	return row{rss: float64(rss) / 1024, fds: len(fds), goroutines: goroutines}, nil
+	return row{rss: rss, anon: anon, fds: len(fds), goroutines: goroutines}, nil
+}
+
+// mebibytes reads a line of /proc/PID/status.
+func mebibytes(status, name string) (float64, error) {
+	_, after, ok := strings.Cut(status, name)
+	fields := strings.Fields(after)
+	if !ok || len(fields) == 0 {
+		return 0, fmt.Errorf("no %s", name)
+	}
+	kib, err := strconv.Atoi(fields[0])
+	return float64(kib) / 1024, err
+}
+
+// heapProfiles takes a heap profile each time a share of the load has passed.
+type heapProfiles struct {
+	shares []float64 // ascending, those that are still to come
+}
+
+func (h *heapProfiles) take(ctx context.Context, p *proxy, at time.Duration, o *options) error {
+	if o.profiles == "" || len(h.shares) == 0 || at.Seconds() < h.shares[0]*o.duration.Seconds() {
+		return nil
+	}
+	h.shares = h.shares[1:]
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://proxy/debug/pprof/heap?gc=1", http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := p.control.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := os.MkdirAll(o.profiles, 0o755); err != nil {
+		return err
+	}
+	out, err := os.Create(filepath.Join(o.profiles, fmt.Sprintf("heap-%v.pprof", at.Round(time.Second))))
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, resp.Body)
+	return errors.Join(err, out.Close())
 }
 
 // freePorts returns ports of the loopback that are free for UDP and TCP.

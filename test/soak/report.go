@@ -12,17 +12,17 @@ import (
 // row is what was seen at one moment, and since the one before.
 type row struct {
 	at              time.Duration
-	rss             float64 // MiB
+	rss, anon       float64 // MiB; anon is what is not pages of the binary
 	goroutines, fds int
 	hostile         bool
 	tallies         [kinds]tally
 }
 
-const rowHeader = "     time  RSS MiB  goroutines  fds  successes of tries, and the p99 of the time to the first response"
+const rowHeader = "     time  RSS MiB  of it anonymous  goroutines  fds  successes of tries, and the p99 of the time to the first response"
 
 func (r row) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%9v  %7.1f  %10d  %3d ", r.at.Round(time.Second), r.rss, r.goroutines, r.fds)
+	fmt.Fprintf(&b, "%9v  %7.1f  %15.1f  %10d  %3d ", r.at.Round(time.Second), r.rss, r.anon, r.goroutines, r.fds)
 	for k := range kinds {
 		t := &r.tallies[k]
 		fmt.Fprintf(&b, "  %v %d/%d %v", k, t.succeeded, t.tried, t.quantile(0.99).Round(time.Millisecond))
