@@ -9,6 +9,8 @@ BENCHFLAGS ?=
 SOAKFLAGS ?=
 # One package at a time: the black-box tests want the cores for themselves.
 TESTFLAGS ?= -p 1 -timeout 15m
+# Flags for gotestsum. CI has a few failed tests run once more, and lists them.
+TESTSUMFLAGS ?=
 
 .DEFAULT_GOAL := help
 
@@ -32,7 +34,7 @@ test-deps: ## install what the tests need (Debian packages as root, one npm pack
 test: test-deps fuzz-short ## go vet, a few seconds of every fuzz target, all tests with the race detector
 	@mkdir -p build
 	$(GO) vet ./...
-	$(GOTOOL) gotestsum --format standard-quiet --hide-summary output,skipped --jsonfile build/test.json -- -race $(TESTFLAGS) ./...
+	$(GOTOOL) gotestsum --format standard-quiet --hide-summary skipped --jsonfile build/test.json $(TESTSUMFLAGS) --packages=./... -- -race $(TESTFLAGS)
 	@test/no-skips build/test.json
 
 .PHONY: fuzz-short

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -272,15 +273,17 @@ func TestStopWithManyObservations(t *testing.T) {
 // without Observe (RFC 7959 §2.6), on both legs.
 func TestObserveInBlocks(t *testing.T) {
 	t.Parallel()
-	body := pattern(5000)
-	var registration *request
+	var body atomic.Pointer[[]byte]
+	set := func(b []byte) { body.Store(&b) }
+	set(pattern(5000))
+	registrations := make(chan *request, 1)
 	origin := single(t, func(s *server, r *request) {
 		options := []coap.Option{coap.Opt(coap.ETag, "e1")}
 		if r.Has(coap.Observe) {
-			registration = r
+			registrations <- r
 			options = append(options, coap.Uint(coap.Observe, 12))
 		}
-		blockwise(body, 6, options...)(s, r)
+		blockwise(*body.Load(), 6, options...)(s, r)
 	})
 	p := startProxy(t, netip.AddrPort{}, forwarding)
 	c := newClient(t, here, clientAddr, p.addr())
@@ -297,13 +300,13 @@ func TestObserveInBlocks(t *testing.T) {
 	}
 	in := c.ask(observe(coap.CON, uri))
 	require.True(t, in.Has(coap.Observe))
-	require.Equal(t, body, rest(in.Payload))
-	body = pattern(3000)
-	origin.send(registration, coap.Message{Type: coap.CON, ID: origin.nextID(), Code: coap.CodeOf(2, 5), Payload: body[:1024],
+	require.Equal(t, pattern(5000), rest(in.Payload))
+	set(pattern(3000))
+	origin.send(<-registrations, coap.Message{Type: coap.CON, ID: origin.nextID(), Code: coap.CodeOf(2, 5), Payload: pattern(1024),
 		Options: []coap.Option{coap.Opt(coap.ETag, "e1"), coap.Uint(coap.Observe, 13), block(coap.Block2, 0, true, 6)}})
 	in = c.expect()
 	require.True(t, in.Has(coap.Observe))
-	require.Equal(t, body, rest(in.Payload))
+	require.Equal(t, pattern(3000), rest(in.Payload))
 }
 
 // A whole group is observed beyond T' (GP-64): notifications name their server

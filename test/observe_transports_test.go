@@ -15,14 +15,17 @@ import (
 // came in time.
 func (c *client) untilPayload(want string, within time.Duration) bool {
 	c.t.Helper()
+	var instead []string
 	for end := time.Now().Add(within); ; {
 		in := c.next(time.Until(end))
 		if in == nil {
+			c.t.Logf("instead of %q came %q", want, instead)
 			return false
 		}
 		if string(in.Payload) == want {
 			return true
 		}
+		instead = append(instead, fmt.Sprint(in.at.Format("05.000 "), in.Message))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,10 +62,21 @@ func start(t *testing.T, h *host, name string, command ...string) *process {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			t.Logf("%s wrote:\n%s", name, p.text())
+			t.Logf("%s wrote:\n%s", name, excerpt(p.lines()))
 		}
 	})
 	return p
+}
+
+// excerpt leaves out the middle of a long log, so that the logs of a run stay
+// readable.
+func excerpt(lines []string) string {
+	const first, last = 25, 75
+	if n := len(lines) - first - last; n > 0 && os.Getenv("COAPPROXY_TEST_WHOLE_LOGS") == "" {
+		left := fmt.Sprintf("... %d lines left out; COAPPROXY_TEST_WHOLE_LOGS=1 shows them ...", n)
+		lines = slices.Concat(lines[:first], []string{left}, lines[len(lines)-last:])
+	}
+	return strings.Join(lines, "\n")
 }
 
 // Write takes what the program writes.
