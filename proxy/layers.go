@@ -1,6 +1,9 @@
 package proxy
 
 import (
+	"bytes"
+	"sync/atomic"
+
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"go.uber.org/zap"
@@ -21,6 +24,18 @@ type Protection struct {
 	// PassesThrough reports whether a request without Proxy option is forwarded with
 	// its layer, as by a reverse-proxy (OH-12, OH-18).
 	PassesThrough func(r *exchange.Request) bool
+	// Pieces puts together what was cut on the way.
+	Pieces Joiner
+}
+
+// Joiner puts together protected requests that somebody on the way has cut into
+// blocks (OH-75). Safe for concurrent use.
+type Joiner interface {
+	// Join takes r, a request with Block1. It reports whether r is whole now,
+	// without that option; otherwise w has got the answer to the block, and has
+	// ended. Requests that differ in nothing but their blocks are one; the host of
+	// the target may tell them apart.
+	Join(r *exchange.Request, w exchange.Sink) bool
 }
 
 // Unprotector removes OSCORE layers from requests. Safe for concurrent use.
@@ -142,12 +157,6 @@ func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message
 				Answer: &wire.Message{Code: codes.BadOption, Payload: []byte("EDHOC is not supported")}})
 			return nil, nil, true
 		}
-		if wire.Has(m.Options, wire.Block1) { // OH-75: a piece that no key is to be tried on
-			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.TooLarge, "a protected request in outer blocks"),
-				Answer: &wire.Message{Code: codes.RequestEntityTooLarge, Options: message.Options{{ID: wire.Size1, Value: wire.AppendUint(nil, maxLayeredPayload)}},
-					Payload: []byte("cut into blocks inside of the protection")}})
-			return nil, nil, true
-		}
 		if len(removed) >= p.MaxLayers { // OH-2, OH-56
 			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.Denied, "too many OSCORE layers"),
 				Answer: &wire.Message{Code: codes.Unauthorized, Options: message.Options{{ID: wire.MaxAge}}, Payload: []byte("too many OSCORE layers")}})
@@ -158,16 +167,87 @@ func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message
 			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.TooManyRequests, "too many forged messages from this source")})
 			return nil, nil, true
 		}
+		block, cut := wire.First(m.Options, wire.Block1)
+		if cut {
+			whole := f.join(p, rx, m, removed)
+			if whole == nil {
+				return nil, nil, true
+			}
+			m = whole
+		}
 		next, layer, refusal := p.Layers.Unprotect(m)
 		if refusal != nil {
 			f.refuseLayer(rx, m, removed, refusal)
 			return nil, nil, true
+		}
+		if cut {
+			layer = &joined{Layer: layer, block: bytes.Clone(block)}
 		}
 		removed = append(removed, layer)
 		rx.Seal = removed.protect
 		m = next
 	}
 	return m, removed, false
+}
+
+// join takes a piece of a protected request, on which no key is to be tried (OH-75).
+// It returns the whole; or nil, and the piece has been answered.
+func (f *Front) join(p *Protection, rx *endpoint.Reception, m *wire.Message, removed layers) *wire.Message {
+	r := exchange.Request{Method: m.Code, Options: m.Options, Payload: m.Payload, Peer: rx.Peer.Addr, Local: rx.Local(),
+		Target: exchange.Target{Host: removed.context()}, Arrival: rx.Now, BERT: rx.BERT() && len(removed) == 0}
+	var answer pieceAnswer
+	if p.Pieces.Join(&r, &answer) {
+		whole := *m
+		whole.Options, whole.Payload = r.Options, r.Payload
+		return &whole
+	}
+	if answer.failure != nil {
+		p := failureResponse(answer.failure, f.Numbers)
+		f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: answer.failure, Answer: &wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}})
+		return nil
+	}
+	// Shorter than the piece itself, so that nobody can make it more.
+	f.Stats.Responses.Add(1)
+	var in endpoint.Incoming
+	in.Accept(rx, m)
+	in.Respond(&answer.message, m.Type, nil)
+	return nil
+}
+
+// pieceAnswer is the sink of a piece.
+type pieceAnswer struct {
+	message wire.Message
+	failure *exchange.Failure
+}
+
+// Respond implements exchange.Sink.
+func (a *pieceAnswer) Respond(p *exchange.Response) exchange.Verdict {
+	a.message.Code, a.message.Options = p.Code, p.Options
+	return exchange.Stop
+}
+
+// End implements exchange.Sink.
+func (a *pieceAnswer) End(err error) {
+	if err != nil {
+		a.failure = exchange.AsFailure(err)
+	}
+}
+
+// joined is a layer that came in pieces. The first response tells whoever has cut
+// it that the last one has arrived (RFC 7959 §2.3).
+type joined struct {
+	Layer
+	block []byte
+	said  atomic.Bool
+}
+
+// Protect implements Layer.
+func (l *joined) Protect(m *wire.Message) (*wire.Message, error) {
+	out, err := l.Layer.Protect(m)
+	if err == nil && l.said.CompareAndSwap(false, true) {
+		out.Options = insertOption(out.Options, wire.Block1, l.block)
+	}
+	return out, err
 }
 
 // forItself returns what is left of a request whose target is the proxy: the same

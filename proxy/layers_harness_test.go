@@ -8,6 +8,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/require"
 
+	"coapproxy/blockwise"
 	"coapproxy/exchange"
 	"coapproxy/oscorehop"
 	"coapproxy/wire"
@@ -104,7 +105,7 @@ const phoneAddr = "198.18.0.7:40000"
 
 // setup gives the gateway the contexts, and their clients the rights of the user.
 func (p *pairs) setup(s *setup) {
-	s.front.Protected = &Protection{Layers: p.layers, MaxLayers: 2}
+	s.front.Protected = &Protection{Layers: p.layers, MaxLayers: 2, Pieces: blockwise.NewOuter(new(blockwise.OuterStats))}
 	for name := range p.client {
 		user := s.access.Clients[0]
 		user.Identity.Name, user.Networks, user.OSCORE = name, nil, []string{name}

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -117,17 +119,75 @@ func TestLayerBlocks(t *testing.T) {
 	})
 }
 
-// OH-75: a piece of a protected request, which somebody on the way has cut, is not
-// given to a key, and the client is told to cut inside.
+// piece returns a piece of 32 bytes of a protected request.
+func piece(m wire.Message, num int) wire.Message {
+	end := min(32*(num+1), len(m.Payload))
+	block := wire.Block{Num: uint32(num), More: end < len(m.Payload), SZX: 1}
+	m.Token = []byte{byte(num)}
+	m.Options = insertOption(slices.Clone(m.Options), wire.Block1, block.Append(nil))
+	m.Payload = m.Payload[32*num : end]
+	return m
+}
+
+// OH-75: a request that somebody on the way has cut is put together before any key
+// is tried on it, and its first response says that all of it has come.
 func TestLayerOuterBlocks(t *testing.T) {
 	inProtected(t, nil, func(g *gateway, p *pairs) {
-		c := g.peer(phoneAddr)
-		m, _ := p.seal(t, msg(con, codes.GET, "a", uri("coap://192.0.2.11/r")), "phone")
-		m.Payload = m.Payload[:16]
-		m.Options = append(m.Options, opt(wire.Block1, "\x08"))
-		c.ask(m)
-		c.expect("ACK 4.13 60=0400 |cut into blocks inside of the protection")
+		c, server := g.peer(phoneAddr), g.peer(member1)
+		m, open := p.seal(t, msg(con, codes.GET, "a", uri("coap://192.0.2.11/r")), "phone")
+		require.Greater(t, len(m.Payload), 32)
+		require.LessOrEqual(t, len(m.Payload), 64)
+		c.ask(piece(m, 0))
+		c.expect("ACK 2.31 27=09")
 		require.Zero(t, p.layers.tried)
+		c.ask(piece(m, 1))
+		require.Equal(t, 1, p.layers.tried)
+		server.answer(server.request(), ack, "x")
+		got := c.take()
+		require.Len(t, got, 1)
+		block, _ := wire.First(got[0].Options, wire.Block1)
+		require.Equal(t, []byte{0x11}, block)
+		inner := p.open(t, got[0].Message, open)
+		require.Equal(t, "ACK 2.05 |x", describe(&inner))
+
+		c.ask(piece(m, 1))
+		c.expect("ACK 4.08 |a block before this one is missing")
+		c.ask(piece(m, 0))
+		c.expect("ACK 2.31 27=09")
+		c.ask(piece(m, 1))
+		c.expect("ACK 4.01 14= |Replay detected")
+		next := m // another Partial IV
+		next.Options = slices.Clone(m.Options)
+		for i, o := range next.Options {
+			if o.ID == wire.OSCORE {
+				next.Options[i].Value = bytes.Clone(o.Value)
+				next.Options[i].Value[1]++
+			}
+		}
+		c.ask(piece(next, 0))
+		c.expect("ACK 2.31 27=09")
+		c.ask(piece(next, 1))
+		c.expect("ACK 4.00 14= |Decryption failed")
+	})
+}
+
+// OH-75: the same inside of a layer: a request for the proxy in pieces, each of them
+// protected.
+func TestLayerPiecesInALayer(t *testing.T) {
+	inProtected(t, nil, func(g *gateway, p *pairs) {
+		c, server := g.peer(phoneAddr), g.peer(member1)
+		m, openInner := p.seal(t, msg(con, codes.GET, "a", uri("coap://192.0.2.11/r")), "tablet")
+		open := c.askProtected(p, piece(m, 0), "phone")
+		c.expectProtected(p, open, "ACK 2.31 27=09")
+		open = c.askProtected(p, piece(m, 1), "phone")
+		server.answer(server.request(), ack, "x")
+		got := c.take()
+		require.Len(t, got, 1)
+		outer := p.open(t, got[0].Message, open)
+		block, _ := wire.First(outer.Options, wire.Block1)
+		require.Equal(t, []byte{0x11}, block)
+		inner := p.open(t, outer, openInner)
+		require.Equal(t, "ACK 2.05 |x", describe(&inner))
 	})
 }
 

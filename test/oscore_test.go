@@ -405,3 +405,40 @@ func TestOSCOREServer(t *testing.T) {
 	require.Equal(t, "configuration read again", p.hangup().text("msg"))
 	require.Equal(t, "5.02", ask().Code.String()) // OH-45
 }
+
+// OH-75: a protected request that somebody on the way has cut into blocks.
+func TestOSCOREOuterBlocks(t *testing.T) {
+	t.Parallel()
+	s := single(t, content)
+	b := newOSCOREBed(t, "phone")
+	p := b.start(netip.AddrPort{}, settings{clients: b.clients("phone")})
+	c := newClient(t, here, clientAddr, p.addr())
+	context := b.context("phone")
+	body := strings.Repeat("0123456789abcdef", 60)
+
+	whole, r := context.Protect(&coap.Message{Type: coap.CON, Code: coap.PUT, Payload: []byte(body),
+		Options: []coap.Option{coap.Opt(coap.ProxyURI, fmt.Sprintf("coap://%v/r", s.addr()))}})
+	var last *coap.Message
+	const size = 128
+	for num, rest := uint32(0), whole.Payload; len(rest) > 0; num++ {
+		n, more := min(size, len(rest)), uint32(0)
+		if len(rest) > size {
+			more = 8
+		}
+		block := coap.Uint(coap.Block1, num<<4|more|3)
+		m := &coap.Message{Type: coap.CON, Code: whole.Code, Payload: rest[:n], Options: append([]coap.Option{block}, whole.Options...)}
+		last, rest = c.ask(m).Message, rest[n:]
+		acknowledged, ok := last.Option(coap.Block1)
+		require.True(t, ok, "%v", last)
+		require.Equal(t, block, acknowledged)
+		if more != 0 {
+			require.Equal(t, "2.31", last.Code.String())
+			require.Empty(t, s.requests())
+		}
+	}
+	inner, _, err := context.Open(r, last)
+	require.NoError(t, err)
+	require.Equal(t, "2.05", inner.Code.String())
+	require.Len(t, s.requests(), 1)
+	require.Equal(t, body, string(s.requests()[0].Payload))
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"go.uber.org/zap"
 
+	"coapproxy/blockwise"
 	"coapproxy/config"
 	"coapproxy/exchange"
 	"coapproxy/oscorehop"
@@ -37,6 +38,7 @@ type oscoreHop struct {
 	keeper *oscorehop.Keeper
 	ring   *oscorehop.Keyring
 	hop    oscorehop.Hop
+	outer  *blockwise.Outer
 	stats  oscoreStats
 	log    *zap.Logger
 }
@@ -53,6 +55,9 @@ func (p *runningProxy) openOSCORE(c *config.Config, log *zap.Logger) (*oscoreHop
 		h.hop.Further = append(h.hop.Further, optionID(n))
 	}
 	p.metrics.Register("oscore", &h.stats, refusalNames)
+	pieces := new(blockwise.OuterStats)
+	h.outer = blockwise.NewOuter(pieces)
+	p.metrics.Register("oscore_pieces", pieces, nil)
 	return h, nil
 }
 
@@ -73,7 +78,7 @@ func (p *runningProxy) protectionOf(c *config.Config, targets *proxy.Targets, lo
 	if err := p.oscore.load(c); err != nil {
 		return nil, err
 	}
-	return &proxy.Protection{Layers: p.oscore, MaxLayers: c.OSCORE.MaxLayers, Itself: targets.Itself, PassesThrough: targets.PassesThrough}, nil
+	return &proxy.Protection{Layers: p.oscore, MaxLayers: c.OSCORE.MaxLayers, Itself: targets.Itself, PassesThrough: targets.PassesThrough, Pieces: p.oscore.outer}, nil
 }
 
 // load reads the context files. Contexts that the configuration does not have any
