@@ -45,7 +45,11 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "coapproxy")
-	build := exec.Command("go", "build", "-o", program, "coapproxy/cmd/coapproxy")
+	command := []string{"build", "-o", program}
+	if raceDetector {
+		command = append(command, "-race")
+	}
+	build := exec.Command("go", append(command, "coapproxy/cmd/coapproxy")...)
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "build:", err)

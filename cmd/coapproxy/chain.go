@@ -56,14 +56,15 @@ func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generat
 		settings.Hops = append(settings.Hops, hop)
 		log.Info("next hop", zap.String("name", h.Name), zap.Stringer("uri", h.URI), zap.Stringer("backup", h.Backup), zap.Stringers("targets", h.Targets))
 	}
-	g.chain = chain.New(ctx, settings)
-	g.legs = append(g.legs, g.chain)
-	groups := &blockwise.Continuation{Group: g.chain, Unicast: g.chain, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")}
+	hops := chain.New(ctx, settings)
+	g.chain.Store(hops)
+	g.legs = append(g.legs, hops)
+	groups := &blockwise.Continuation{Group: hops, Unicast: hops, Engine: p.engine, Stats: &p.stats.bodies, Log: log.Named("blockwise")}
 	return exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 		if r.Target.Group {
 			return groups.Exchange(r, w)
 		}
-		return g.chain.Exchange(r, w)
+		return hops.Exchange(r, w)
 	})
 }
 
@@ -129,8 +130,8 @@ func (g *generation) nstart(c *config.Config) func(netip.AddrPort) int {
 		return server
 	}
 	return func(to netip.AddrPort) int {
-		if g.chain != nil {
-			if n := g.chain.NStart(to); n > 0 {
+		if hops := g.chain.Load(); hops != nil {
+			if n := hops.NStart(to); n > 0 {
 				return n
 			}
 		}

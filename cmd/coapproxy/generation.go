@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -39,8 +40,10 @@ type generation struct {
 	secrets     *config.Loaded
 	web         *httpbridge.Front // nil without a listener for HTTP
 
-	route  *proxy.Route
-	chain  *chain.Chain // nil: no next proxies
+	route *proxy.Route
+	// chain is nil where there are no next proxies, and until it is made: it looks at
+	// them at once, through a leg that asks what it knows of them.
+	chain  atomic.Pointer[chain.Chain]
 	names  *proxy.Names
 	cancel context.CancelFunc
 	legs   []leg

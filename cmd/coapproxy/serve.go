@@ -71,7 +71,7 @@ func (s *service) run(ctx context.Context, c *config.Config) int {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP) // before "ready": from then on they may come
 	defer signal.Stop(signals)
-	s.began = time.Now()
+	s.began, s.manager.log = time.Now(), s.log
 	passed, err := passedSockets()
 	defer passed.close()
 	if err == nil {
@@ -85,7 +85,6 @@ func (s *service) run(ctx context.Context, c *config.Config) int {
 	s.proxy.metrics.Func("log_lines_dropped_total", "Lines of the log dropped because nobody read them.", func() int64 { return int64(s.level.writer.dropped.Load()) })
 	s.register()
 	s.log.Info("ready", zap.Duration("after", time.Since(s.began).Round(time.Millisecond)), zap.String("version", version()))
-	s.manager.log = s.log
 	s.manager.ready()
 	var watching sync.WaitGroup
 	watching.Go(func() { s.manager.watch(s.proxy.ctx, s.proxy.healthy) })
