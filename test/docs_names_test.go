@@ -2,7 +2,9 @@ package test
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,7 +43,7 @@ func TestDocumentedKeys(t *testing.T) {
 	for file, text := range documents(t) {
 		for _, m := range quotedName.FindAllStringSubmatch(text, -1) {
 			section, _, dotted := strings.Cut(m[1], ".")
-			if _, known := example[section].(map[string]any); !dotted || !known || strings.HasSuffix(m[1], ".go") {
+			if _, known := example[section].(map[string]any); !dotted || !known || slices.Contains([]string{".go", ".db"}, filepath.Ext(m[1])) { // files
 				continue
 			}
 			var at any = example
