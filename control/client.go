@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 )
 
 // maxAnswer bounds what a client reads, in bytes.
@@ -16,6 +18,9 @@ const maxAnswer = 256 << 20
 
 // Client asks the proxy that serves a control socket. Safe for concurrent use.
 type Client struct{ http http.Client }
+
+// ErrTurnedAway says that the proxy took no request.
+var ErrTurnedAway = errors.New("the proxy closed the connection: this user may not ask it, or too many others do now")
 
 // NewClient returns a Client for the socket at path, which is not opened before
 // the first request.
@@ -50,7 +55,10 @@ func (c *Client) Do(ctx context.Context, method, path string, query url.Values, 
 		r.Header.Set("Content-Type", "application/json")
 	}
 	answer, err := c.http.Do(r)
-	if err != nil {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return fmt.Errorf("%w (%w)", ErrTurnedAway, err)
+	case err != nil:
 		return err
 	}
 	defer answer.Body.Close()

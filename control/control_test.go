@@ -158,10 +158,11 @@ func TestBounds(t *testing.T) {
 		_, err = io.ReadAtLeast(c, make([]byte, 4096), 10)
 		require.NoError(t, err)
 	}
-	require.Error(t, NewClient(path).Do(t.Context(), http.MethodGet, "/v1/", nil, nil, nil))
+	err := NewClient(path).Do(t.Context(), http.MethodGet, "/v1/", nil, nil, nil)
+	require.ErrorIs(t, err, ErrTurnedAway)
 	require.EqualValues(t, 1, s.stats.Refused.Load())
 
-	_, err := io.WriteString(open[0], "GET /v1/ HTTP/1.1\r\nHost: x\r\nX: "+strings.Repeat("x", 2*maxHeader)+"\r\n\r\n")
+	_, err = io.WriteString(open[0], "GET /v1/ HTTP/1.1\r\nHost: x\r\nX: "+strings.Repeat("x", 2*maxHeader)+"\r\n\r\n")
 	if err == nil {
 		answer, _ := io.ReadAll(open[0])
 		require.True(t, bytes.Contains(answer, []byte("431")), "%s", answer)
@@ -195,4 +196,22 @@ func TestGroup(t *testing.T) {
 	require.True(t, l.allows(Caller{UID: 0, GID: 5}))
 	l.group = nil
 	require.False(t, l.allows(Caller{UID: 65534, GID: 0}))
+}
+
+// Members of the group who hold all connections they can have do not shut root out.
+func TestMembersLeaveRoomForOwners(t *testing.T) {
+	path := socketPath(t)
+	l, err := Listen(t.Context(), path, "")
+	require.NoError(t, err)
+	defer l.Close()
+	for range cap(l.members) {
+		l.members <- struct{}{}
+	}
+	s := NewServer(&Stats{}, zap.NewNop())
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.Serve(ctx, l) }()
+	require.NoError(t, NewClient(path).Do(t.Context(), http.MethodGet, "/v1/", nil, nil, nil))
+	stop()
+	<-ended
 }

@@ -42,8 +42,10 @@ type Listener struct {
 	lock  *os.File
 	group *uint32
 	stats *Stats
-	slots chan struct{}
-	once  sync.Once
+	// Root and the proxy's own user have slots of their own, so that members of the
+	// group cannot shut them out.
+	owners, members chan struct{}
+	once            sync.Once
 }
 
 // Listen makes the socket at path, of mode 0600, or of mode 0660 for a group of
@@ -51,7 +53,7 @@ type Listener struct {
 // parent is not. What a dead program left at path is replaced; a lock beside the
 // socket makes sure that it is dead.
 func Listen(ctx context.Context, path, group string) (*Listener, error) {
-	l := &Listener{path: path, stats: &Stats{}, slots: make(chan struct{}, maxConnections)}
+	l := &Listener{path: path, stats: &Stats{}, owners: make(chan struct{}, maxConnections), members: make(chan struct{}, maxConnections)}
 	mode := fs.FileMode(0o600)
 	if group != "" {
 		id, err := groupID(group)
@@ -159,9 +161,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 			_ = c.Close()
 			continue
 		}
+		slots := l.members
+		if isOwner(caller) {
+			slots = l.owners
+		}
 		select {
-		case l.slots <- struct{}{}:
-			return &conn{Conn: c, caller: caller, slots: l.slots}, nil
+		case slots <- struct{}{}:
+			return &conn{Conn: c, caller: caller, slots: slots}, nil
 		default:
 			l.stats.Refused.Add(1)
 			_ = c.Close()
@@ -169,11 +175,14 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
+// isOwner reports whether a caller is root or the user that runs the proxy.
+func isOwner(c Caller) bool { return c.UID == 0 || int(c.UID) == os.Geteuid() }
+
 // allows reports whether a caller may use the interface: root, the user that
 // runs the proxy, members of the group.
 func (l *Listener) allows(c Caller) bool {
 	switch {
-	case c.UID == 0, int(c.UID) == os.Geteuid():
+	case isOwner(c):
 		return true
 	case l.group == nil:
 		return false
