@@ -40,7 +40,7 @@ func newSettings(opts []Option) settings {
 	return s
 }
 
-// Load reads and checks the configuration in the file at path. Mistakes in it
+// Load reads and checks the configuration in the file at path, which is not empty. Mistakes in it
 // are returned as [Problems]; any other error means that the file could not be
 // read.
 func Load(path string, opts ...Option) (*Config, error) {
@@ -52,6 +52,11 @@ func Load(path string, opts ...Option) (*Config, error) {
 	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if len(data) == 0 {
+		// It would be valid, and take everything away from everybody. Whoever wants
+		// that can write a comment.
+		return nil, Problems{{File: path, Message: "the file is empty, as while it is being written", Hint: "write a configuration, or a comment for nothing but defaults"}}
 	}
 	c, err := Parse(path, data, opts...)
 	if err != nil {

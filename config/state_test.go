@@ -38,3 +38,14 @@ func TestWhereStateIs(t *testing.T) {
 		require.Equal(t, filepath.Join(etc, "oscore.db"), place.path(etc, "oscore.db"))
 	})
 }
+
+// An empty file is most likely one that somebody is just writing.
+func TestEmptyFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	_, err := Load(path)
+	require.ErrorContains(t, err, path+": the file is empty")
+	require.NoError(t, os.WriteFile(path, []byte("# defaults\n"), 0o600))
+	_, err = Load(path)
+	require.NoError(t, err)
+}
