@@ -160,7 +160,7 @@ const httpGrace = 500 * time.Millisecond
 // listenHTTP opens a listener for HTTP.
 func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, front *httpbridge.Front, log *zap.Logger) (*listener, error) {
 	limits := &c.HTTP.Limits
-	settings := httpbridge.ListenConfig{Addr: l.Addr, Front: front, MaxHeader: int(limits.Header), MaxConns: limits.Connections,
+	settings := httpbridge.ListenConfig{Addr: l.Addr, Front: front, MaxHeader: int(limits.Header), MaxConns: connectionsWithin(descriptorLimit(), c).web,
 		MaxPeerConns: limits.PeerConnections, MaxStreams: limits.Streams, HeaderTimeout: limits.HeaderTimeout,
 		IdleTimeout: limits.IdleTimeout, Grace: httpGrace, Log: log.Named("http")}
 	if l.Scheme == "https" {

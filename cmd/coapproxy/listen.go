@@ -229,8 +229,10 @@ func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.L
 
 // streamServer is the server of all connections over TCP and WebSocket.
 func (p *runningProxy) streamServer(c *config.Config, log *zap.Logger) *endpoint.StreamServer {
+	limits := connectionsWithin(descriptorLimit(), c)
+	limits.tell(log)
 	return endpoint.NewStreamServer(endpoint.StreamConfig{Engine: p.engine, Requests: p.front, MaxToken: c.Limits.MaxToken,
-		Limits: endpoint.DefaultStreamLimits(), Stats: &p.stats.streams, Log: log}, endpoint.DefaultServerLimits())
+		Limits: endpoint.DefaultStreamLimits(), Stats: &p.stats.streams, Log: log}, limits.streams)
 }
 
 // connections opens a listener over TCP or WebSocket.
