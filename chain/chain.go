@@ -9,6 +9,7 @@ package chain
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 	"time"
 
@@ -29,9 +30,9 @@ type Config struct {
 	Leg, Whole exchange.Handler
 	// Resolve turns the name of a next proxy into addresses; it may block.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	// RoundTrip is the measured round trip to an address, 0 if unknown (GP-94). It
-	// may be nil.
-	RoundTrip func(netip.AddrPort) time.Duration
+	// RoundTrip is the measured round trip to where a request goes, 0 if unknown
+	// (GP-94). It may be nil.
+	RoundTrip func(*exchange.Target) time.Duration
 	Log       *zap.Logger
 }
 
@@ -89,8 +90,8 @@ type hop struct {
 	peers []*peer
 }
 
-// New returns a Chain that looks for its next proxies from now on, until ctx
-// ends; Wait waits for it.
+// New returns a Chain that looks for its next proxies from when HandOver has given
+// it the requests until ctx ends; Wait waits for it.
 func New(ctx context.Context, config Config) *Chain {
 	c := &Chain{config: config, ctx: ctx, hops: make(map[string]*hop)}
 	for _, h := range config.Hops {
@@ -106,24 +107,51 @@ func New(ctx context.Context, config Config) *Chain {
 		}
 		c.hops[h.Name] = kept
 	}
-	for _, h := range c.hops {
-		for _, p := range h.peers {
-			config.Engine.Schedule(&p.retry, time.Now())
+	return c
+}
+
+// HandOver has one Chain take the place of another; either may be nil. What is
+// known of an address that both have stays known, and from is not asked about
+// health any more: it only finishes what it has begun.
+func HandOver(from, to *Chain) {
+	left := make(map[peerKey]*peer)
+	for p := range from.all() {
+		left[p.identity()] = p
+	}
+	for p := range to.all() {
+		old := left[p.identity()]
+		delete(left, p.identity())
+		p.takeOver(old)
+	}
+	for _, p := range left {
+		p.retire()
+	}
+	for p := range to.all() { // it may be reached in another way now
+		to.config.Engine.Schedule(&p.retry, time.Now())
+	}
+}
+
+// all are the addresses of all next proxies.
+func (c *Chain) all() iter.Seq[*peer] {
+	return func(yield func(*peer) bool) {
+		if c == nil {
+			return
+		}
+		for _, h := range c.hops {
+			for _, p := range h.peers {
+				if !yield(p) {
+					return
+				}
+			}
 		}
 	}
-	return c
 }
 
 // Wait waits for the lookups under way, after the context has ended.
 func (c *Chain) Wait() {
 	c.lookups.Wait()
-	for _, h := range c.hops {
-		for _, p := range h.peers {
-			c.config.Engine.Unschedule(&p.retry)
-			if p.up.Swap(false) { // those who count it now have counted it again
-				h.Stats.Up.Add(-1)
-			}
-		}
+	for p := range c.all() {
+		p.retire()
 	}
 }
 
@@ -157,11 +185,24 @@ func (h *hop) choose(not *peer) (*peer, *exchange.Failure) {
 // NStart is how many requests may be outstanding at an address if that is a next
 // proxy's, else 0 (FP-92).
 func (c *Chain) NStart(to netip.AddrPort) int {
-	for _, h := range c.hops {
-		for _, p := range h.peers {
-			if addr := p.addr.Load(); addr != nil && *addr == to {
-				return h.NStart
-			}
+	for p := range c.all() {
+		if addr := p.addr.Load(); addr != nil && *addr == to {
+			return p.hop.NStart
+		}
+	}
+	return 0
+}
+
+// RoundTrip is how long the way to the address of a next proxy takes that requests
+// go to now, and back: measured, or what it takes at most; 0 if it is not known.
+func (c *Chain) RoundTrip(name string) time.Duration {
+	h := c.hops[name]
+	if h == nil {
+		return 0
+	}
+	for _, p := range h.peers {
+		if p.usable() {
+			return p.roundTrip()
 		}
 	}
 	return 0
@@ -175,12 +216,4 @@ func (h *hop) spare(p *peer) bool {
 		}
 	}
 	return false
-}
-
-// roundTrip is the measured round trip to an address, 0 if unknown.
-func (c *Chain) roundTrip(addr netip.AddrPort) time.Duration {
-	if c.config.RoundTrip == nil {
-		return 0
-	}
-	return c.config.RoundTrip(addr)
 }

@@ -90,7 +90,7 @@ func (g *group) begin(p *peer) {
 	onward.Options = h.withTimeout(g.request.Options, g.window.told)
 	onward.Timeout = exchange.Timeout{Present: true}
 	if !g.silent() {
-		onward.Timeout.Seconds = g.window.token(c.roundTrip(onward.Target.Addr)) // GP-93
+		onward.Timeout.Seconds = g.window.token(p.roundTrip()) // GP-93
 	}
 	c.config.Engine.Schedule(&g.watch, g.doubtful(a))
 	a.cancel = h.Leg.Exchange(&onward, a)

@@ -59,10 +59,11 @@ func inBench(t *testing.T, change func(*Hop), body func(b *bench)) {
 		var wg sync.WaitGroup
 		wg.Go(func() { b.engine.Run(ctx) })
 		b.chain = New(ctx, Config{Engine: b.engine, Numbers: &numbers, Hops: []Hop{h}, Leg: b.leg, Whole: b.leg, Log: zap.New(core),
-			RoundTrip: func(netip.AddrPort) time.Duration { return b.trip },
+			RoundTrip: func(*exchange.Target) time.Duration { return b.trip },
 			Resolve: func(_ context.Context, host string) ([]netip.Addr, error) {
 				return b.leg.lookup(host)
 			}})
+		HandOver(nil, b.chain)
 		synctest.Wait()
 		body(b)
 		stop()
@@ -90,6 +91,7 @@ type leg struct {
 	mu     sync.Mutex
 	sent   []*sent
 	probes []time.Time
+	probe  *sent            // the last one
 	down   map[string]error // by address; nil error: silence
 	names  map[string]netip.Addr
 }
@@ -127,6 +129,13 @@ func (l *leg) lookup(host string) ([]netip.Addr, error) {
 	return nil, errors.New("no such host")
 }
 
+// probing is the last attempt to find an address.
+func (l *leg) probing() *sent {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.probe
+}
+
 func (l *leg) probed() []time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -151,6 +160,7 @@ func (l *leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	probe := !wire.Has(r.Options, wire.ProxyURI) && !wire.Has(r.Options, wire.ProxyCRI) && !wire.Has(r.Options, wire.ProxyScheme) && !wire.Has(r.Options, wire.ProxySchemeNumber)
 	if probe {
 		l.probes = append(l.probes, s.at)
+		l.probe = s
 	} else {
 		l.sent = append(l.sent, s)
 	}

@@ -80,6 +80,7 @@ func TestSilence(t *testing.T) {
 		require.Empty(t, c.ended())
 		b.after(time.Millisecond)
 		require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+		require.NotErrorIs(t, c.failure(t), exchange.ErrCanceled, "nothing would be said to the client")
 		require.Equal(t, 10*time.Second, c.when().Sub(r.Arrival))
 		require.EqualValues(t, 0, b.stats.Up.Load())
 		require.EqualValues(t, 1, b.stats.Downs.Load())
@@ -100,6 +101,9 @@ func TestSilence(t *testing.T) {
 		require.GreaterOrEqual(t, len(pauses), 8)
 		require.Equal(t, []time.Duration{2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 32 * time.Second, time.Minute}, pauses[:6])
 
+		c, _ = b.request(codes.GET)
+		require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+		require.NotErrorIs(t, c.failure(t), exchange.ErrCanceled, "attempts to find it have been given up")
 		b.leg.restore(first)
 		b.after(time.Minute)
 		require.EqualValues(t, 1, b.stats.Up.Load())
@@ -288,5 +292,110 @@ func TestUnknownHop(t *testing.T) {
 	inBench(t, nil, func(b *bench) {
 		c, _ := b.send(&exchange.Request{Method: codes.GET, Target: exchange.Target{NextHop: "other"}})
 		require.Equal(t, exchange.Internal, c.failure(t).Reason)
+	})
+}
+
+// A new configuration: what is known of an address stays known, one is counted
+// once, and the Chain that is replaced tells nothing any more.
+func TestHandOver(t *testing.T) {
+	inBench(t, withBackup, func(b *bench) {
+		b.leg.lose(second, errRefused)
+		b.chain.hops["next"].peers[1].look()
+		b.after(time.Minute)
+		require.EqualValues(t, 1, b.stats.Up.Load())
+		said := len(b.messages())
+		old := b.chain.hops["next"].peers
+
+		begin := func(change func(*Hop)) *Chain {
+			h := b.chain.hops["next"].Hop
+			h.Leg, h.Whole = nil, nil
+			change(&h)
+			config := b.chain.config
+			config.Hops = []Hop{h}
+			return New(b.chain.ctx, config)
+		}
+		next := begin(func(*Hop) {})
+		require.EqualValues(t, 1, b.stats.Up.Load(), "it has not begun")
+		HandOver(b.chain, next)
+		require.EqualValues(t, 1, b.stats.Up.Load())
+		_, f := next.hops["next"].choose(next.hops["next"].peers[0])
+		require.Equal(t, exchange.Unreachable, f.Reason, "the second one is known to be down")
+		b.after(5 * time.Minute)
+		require.Len(t, b.messages(), said, "nothing has changed")
+
+		downs := b.stats.Downs.Load()
+		old[0].failed(time.Now(), unreachable(errRefused)) // a request under way in the old one
+		require.False(t, old[0].usable())
+		require.Equal(t, downs, b.stats.Downs.Load())
+		require.EqualValues(t, 1, b.stats.Up.Load())
+		old[0].later(time.Millisecond)
+		probes := len(b.leg.probed())
+		b.after(time.Second)
+		require.Len(t, b.leg.probed(), probes, "it is looked for no more")
+
+		moved := begin(func(h *Hop) { h.Addresses = h.Addresses[1:] })
+		HandOver(next, moved)
+		require.EqualValues(t, 0, b.stats.Up.Load())
+		b.leg.restore(second)
+		b.after(2 * time.Minute)
+		require.EqualValues(t, 1, b.stats.Up.Load())
+		require.Equal(t, "next hop is up", b.messages()[len(b.messages())-1])
+		HandOver(moved, nil)
+		require.EqualValues(t, 0, b.stats.Up.Load())
+		next.Wait()
+		moved.Wait()
+		require.EqualValues(t, 0, b.stats.Up.Load())
+	})
+}
+
+// GP-94: what the leg has measured or, before that, no more than the quickest
+// answer has taken.
+func TestRoundTripToHop(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		require.Zero(t, b.chain.RoundTrip("other"))
+		p := b.chain.hops["next"].peers[0]
+		for _, took := range []time.Duration{1500 * time.Millisecond, 2 * time.Second, 1200 * time.Millisecond} {
+			s := &probe{peer: p, sent: time.Now()}
+			b.after(took)
+			s.Respond(&exchange.Response{Code: codes.NotFound})
+		}
+		require.Equal(t, 1200*time.Millisecond, b.chain.RoundTrip("next"))
+		c, _ := b.group(5)
+		require.EqualValues(t, 7, b.only().request.Timeout.Seconds)
+		c.cancel.Cancel()
+		b.trip = 2500 * time.Millisecond
+		require.Equal(t, b.trip, b.chain.RoundTrip("next"))
+		c, _ = b.group(5)
+		require.EqualValues(t, 8, b.leg.all()[1].request.Timeout.Seconds)
+		c.cancel.Cancel()
+	})
+}
+
+// A session that is not to be had: its end says why, long after the hop counts as
+// down, and the reason stays while nothing better is known.
+func TestHandshake(t *testing.T) {
+	inBench(t, func(h *Hop) { h.Addresses[0].Scheme = "coaps" }, func(b *bench) {
+		b.leg.lose(first, nil)
+		p := b.chain.hops["next"].peers[0]
+		p.check(nil)
+		b.after(probeTimeout)
+		require.False(t, p.usable())
+		c, _ := b.request(codes.GET)
+		require.Equal(t, exchange.NoAnswer, c.failure(t).Reason)
+		b.after(10 * time.Second)
+		b.leg.probing().end(&exchange.Failure{Reason: exchange.Unreachable, Err: errors.New("another key")})
+		for range 10 { // attempts that tell less
+			c, _ = b.request(codes.GET)
+			require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
+			require.ErrorContains(t, c.failure(t), "another key")
+			b.after(2 * time.Second)
+		}
+		require.Equal(t, 1, b.log.FilterMessage("next hop is still down").Len())
+		require.Equal(t, 1, b.log.FilterMessage("next hop is down").Len())
+		require.EqualValues(t, 1, b.stats.Downs.Load())
+		b.after(time.Minute)
+		b.leg.restore(first)
+		b.after(2 * time.Minute)
+		require.True(t, p.usable())
 	})
 }

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -17,8 +18,11 @@ import (
 const (
 	// firstPause is the first pause between attempts to find an address again.
 	firstPause = time.Second
-	// probeTimeout is how long such an attempt takes at most.
+	// probeTimeout is how long such an attempt may bring no sign of life.
 	probeTimeout = 5 * time.Second
+	// probeEnd is how long the leg may take to say why there is none, where it opens
+	// a session first: longer than a handshake that comes to no end.
+	probeEnd = 25 * time.Second
 )
 
 // peer is one address of a next proxy and what is known of its health. It counts
@@ -34,8 +38,12 @@ type peer struct {
 	known atomic.Bool // a first attempt has told whether it is up
 	// addr is where to send to; nil while the name is not resolved.
 	addr atomic.Pointer[netip.AddrPort]
+	// atMost is the least time that an attempt to find it has taken: the round trip
+	// is not longer. 0 before the first.
+	atMost atomic.Int64
 
 	mu      sync.Mutex
+	serving bool // it is this one that is counted, logged and looked for
 	reason  *exchange.Failure
 	pause   time.Duration
 	probing bool
@@ -48,12 +56,64 @@ func newPeer(h *hop, i int, a Address) *peer {
 	if a.Addr.Addr().IsValid() {
 		p.addr.Store(&a.Addr)
 		p.up.Store(true)
-		h.Stats.Up.Add(1)
 	} else {
 		p.reason = exchange.Failf(exchange.Unreachable, "the name of the next proxy has not been resolved yet")
 	}
 	p.retry.Fire = func(time.Time) { p.look() }
 	return p
+}
+
+// peerKey tells the addresses of next proxies apart.
+type peerKey struct {
+	hop     string
+	address Address
+}
+
+func (p *peer) identity() peerKey { return peerKey{p.hop.Name, p.address} }
+
+// takeOver makes p the one that tells about the health of its address, with what
+// old knows, which may be nil.
+func (p *peer) takeOver(old *peer) {
+	if old != nil {
+		old.mu.Lock()
+		p.heard.Store(old.heard.Load())
+		p.up.Store(old.up.Load())
+		p.known.Store(old.known.Load())
+		p.atMost.Store(old.atMost.Load())
+		p.addr.Store(old.addr.Load())
+		p.reason, p.pause = old.reason, old.pause // nobody uses p yet
+		old.mu.Unlock()
+		old.retire()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.serving = true
+	if p.up.Load() {
+		p.hop.Stats.Up.Add(1)
+	}
+}
+
+// retire ends that p tells about the health of its address.
+func (p *peer) retire() {
+	p.mu.Lock()
+	if p.serving && p.up.Load() {
+		p.hop.Stats.Up.Add(-1)
+	}
+	p.serving = false
+	p.mu.Unlock()
+	p.hop.chain.config.Engine.Unschedule(&p.retry)
+}
+
+// roundTrip is the measured round trip, or what it is at most; 0 if nothing is
+// known of it.
+func (p *peer) roundTrip() time.Duration {
+	if measured := p.hop.chain.config.RoundTrip; measured != nil {
+		to := p.to()
+		if d := measured(&to); d > 0 {
+			return d
+		}
+	}
+	return time.Duration(p.atMost.Load())
 }
 
 // usable reports whether requests can go there.
@@ -85,12 +145,12 @@ func (p *peer) alive() {
 	}
 	p.mu.Lock()
 	first := !p.up.Swap(true)
-	news := !p.known.Swap(true) || first
+	news := (!p.known.Swap(true) || first) && p.serving
 	p.reason, p.pause = nil, firstPause
-	p.mu.Unlock()
-	if first {
+	if first && p.serving {
 		p.hop.Stats.Up.Add(1)
 	}
+	p.mu.Unlock()
 	if news {
 		p.hop.chain.config.Log.Info("next hop is up", zap.String("hop", p.hop.Name), zap.Stringer("uri", p.address), zap.Bool("backup", p.backup))
 	}
@@ -104,18 +164,24 @@ func (p *peer) failed(sent time.Time, f *exchange.Failure) {
 	}
 	p.mu.Lock()
 	was := p.up.Swap(false)
-	news := !p.known.Swap(true) || was
+	news := (!p.known.Swap(true) || was) && p.serving
+	clearer := !news && p.serving && p.reason != nil && p.reason.Reason == exchange.NoAnswer && f.Reason == exchange.Unreachable
 	p.reason = &exchange.Failure{Reason: f.Reason, Detail: f.Detail, Err: f.Err}
 	pause := p.pause
-	p.mu.Unlock()
-	c := p.hop.chain
-	if was {
+	if was && p.serving {
 		p.hop.Stats.Up.Add(-1)
 		p.hop.Stats.Downs.Add(1)
 	}
-	if news {
-		c.config.Log.Warn("next hop is down", zap.String("hop", p.hop.Name), zap.Stringer("uri", p.address), zap.Bool("backup", p.backup),
+	p.mu.Unlock()
+	line := "next hop is down"
+	if clearer {
+		line = "next hop is still down"
+	}
+	if news || clearer {
+		p.hop.chain.config.Log.Warn(line, zap.String("hop", p.hop.Name), zap.Stringer("uri", p.address), zap.Bool("backup", p.backup),
 			zap.Stringer("reason", f.Reason), zap.String("detail", f.Detail), zap.NamedError("cause", f.Err))
+	}
+	if news {
 		p.later(pause)
 	}
 }
@@ -123,7 +189,9 @@ func (p *peer) failed(sent time.Time, f *exchange.Failure) {
 // later looks for the peer again after a pause.
 func (p *peer) later(pause time.Duration) {
 	c := p.hop.chain
-	if c.ctx.Err() == nil {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.serving && c.ctx.Err() == nil {
 		c.config.Engine.Schedule(&p.retry, time.Now().Add(pause))
 	}
 }
@@ -187,7 +255,7 @@ func (p *peer) check(then func(alive bool)) {
 	s := &probe{peer: p, sent: time.Now()}
 	r := &exchange.Request{ID: c.config.Engine.NextID(), Method: codes.GET, Confirmable: true, Target: p.to(), Arrival: s.sent,
 		Options: message.Options{{ID: wire.URIPath, Value: []byte(".well-known")}, {ID: wire.URIPath, Value: []byte("core")}}}
-	s.until.Fire = func(time.Time) { s.cancel.Cancel() }
+	s.until.Fire = s.silent
 	s.cancel = c.config.Leg.Exchange(r, s)
 	if !s.over.Load() {
 		c.config.Engine.Schedule(&s.until, s.sent.Add(probeTimeout))
@@ -208,6 +276,34 @@ type probe struct {
 	over   atomic.Bool
 }
 
+// silent deals with an attempt that has brought no sign of life.
+func (s *probe) silent(now time.Time) {
+	p := s.peer
+	if last := s.sent.Add(probeEnd); p.address.Scheme == "coaps" && now.Before(last) {
+		if p.up.Load() { // what was the matter before is not forgotten
+			p.failed(now, unreachable(nil))
+		}
+		p.tell(false)
+		p.hop.chain.config.Engine.Schedule(&s.until, last)
+		if s.over.Load() {
+			p.hop.chain.config.Engine.Unschedule(&s.until)
+		}
+		return
+	}
+	s.cancel.Cancel()
+}
+
+// tell tells those who wait for an attempt what became of it.
+func (p *peer) tell(alive bool) {
+	p.mu.Lock()
+	waiting := p.probes
+	p.probes = nil
+	p.mu.Unlock()
+	for _, then := range waiting {
+		then(alive)
+	}
+}
+
 // Acknowledge implements exchange.Acknowledged.
 func (s *probe) Acknowledge() { s.live() }
 
@@ -218,6 +314,10 @@ func (s *probe) live() {
 
 // Respond implements exchange.Sink.
 func (s *probe) Respond(*exchange.Response) exchange.Verdict {
+	took := int64(time.Since(s.sent))
+	if least := s.peer.atMost.Load(); least == 0 || took < least {
+		s.peer.atMost.Store(took)
+	}
 	s.live()
 	return exchange.Stop
 }
@@ -230,23 +330,22 @@ func (s *probe) End(err error) {
 	c.config.Engine.Unschedule(&s.until)
 	p.mu.Lock()
 	p.probing = false
-	waiting := p.probes
-	p.probes = nil
 	p.mu.Unlock()
 	alive := s.alive.Load()
 	if !alive && c.ctx.Err() == nil {
 		p.missed(unreachable(err))
 	}
-	for _, then := range waiting {
-		then(alive)
-	}
+	p.tell(alive)
 }
 
 // unreachable is the failure of a request that got no sign of life from the next
 // proxy: with its cause where there is one, else for want of an answer.
 func unreachable(err error) *exchange.Failure {
 	f := exchange.AsFailure(err)
-	if err == nil || f.Reason != exchange.Unreachable {
+	switch {
+	case err == nil, errors.Is(err, exchange.ErrCanceled): // that is our doing, and no cause
+		return &exchange.Failure{Reason: exchange.NoAnswer, Detail: "the next proxy does not answer"}
+	case f.Reason != exchange.Unreachable:
 		return &exchange.Failure{Reason: exchange.NoAnswer, Detail: "the next proxy does not answer", Err: f.Err}
 	}
 	return &exchange.Failure{Reason: exchange.Unreachable, Detail: "the next proxy cannot be reached", Err: f.Err}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -138,6 +139,9 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 		d.Log.Info("DTLS handshake failed", append(s.suspicion(err), zap.Stringer("peer", s.addr), zap.Error(err))...)
 	}
 	if d.client {
+		if s.identity != "" && !established && errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("%s: %w", otherKey, err)
+		}
 		peer := Peer{Addr: s.addr, name: s.name}
 		for _, data := range waiting {
 			buf := dtlsBuffers.Get().(*[]byte)
@@ -151,6 +155,10 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 	s.open.cancelAll() // GP-44
 	d.Engine.Flush()
 }
+
+// otherKey is what a handshake with a server and a pre-shared key has failed of that
+// came to no end.
+const otherKey = "the server has another key, or is silent"
 
 // claim is what a client says it is, before it has proven it.
 type claim struct {
@@ -173,7 +181,7 @@ func (s *dtlsSession) suspicion(err error) []zap.Field {
 		return []zap.Field{zap.String("identity", c.identity)}
 	}
 	if s.identity != "" && late {
-		return []zap.Field{zap.String("identity", s.identity), zap.String("why", "the server has another key, or is silent")}
+		return []zap.Field{zap.String("identity", s.identity), zap.String("why", otherKey)}
 	}
 	return nil
 }

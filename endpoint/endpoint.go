@@ -226,7 +226,7 @@ func (e *Endpoint) acknowledged(d *Datagram, m *wire.Message) {
 		e.Stats.Ignored.Add(1)
 		return
 	}
-	if e.RoundTrips != nil && m.Code == codes.Empty && p.t.repeats == 0 { // no response that took its time
+	if m.Code == codes.Empty && p.t.repeats == 0 && e.RoundTrips.measures() { // no response that took its time
 		e.RoundTrips.Note(d.Peer.key(), time.Since(p.t.sent))
 	}
 	if m.Code != codes.Empty && e.Responses != nil {

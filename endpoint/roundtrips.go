@@ -4,19 +4,23 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/sys/unix"
+
+	"coapproxy/exchange"
 )
 
 // RoundTrips remembers how long the way to a peer and back takes, from the
 // acknowledgements of messages that were sent once (RFC 6298 §3), smoothed as in
 // RFC 6298 §2. It is what GP-94 asks for. Safe for concurrent use.
 type RoundTrips struct {
-	mu    sync.Mutex
-	peers *simplelru.LRU[netip.AddrPort, time.Duration]
+	wanted atomic.Bool
+	mu     sync.Mutex
+	peers  *simplelru.LRU[netip.AddrPort, time.Duration]
 }
 
 // NewRoundTrips returns a table for so many peers; the one used longest ago is
@@ -28,6 +32,13 @@ func NewRoundTrips(peers int) (*RoundTrips, error) {
 	}
 	return &RoundTrips{peers: table}, nil
 }
+
+// Measure says whether anybody wants to know round trips from now on; at first
+// nobody does, and nothing is measured.
+func (r *RoundTrips) Measure(wanted bool) { r.wanted.Store(wanted) }
+
+// measures reports whether it is worth while to call Note.
+func (r *RoundTrips) measures() bool { return r != nil && r.wanted.Load() }
 
 // Note adds a measurement.
 func (r *RoundTrips) Note(peer netip.AddrPort, sample time.Duration) {
@@ -59,15 +70,28 @@ func (rx *Reception) RoundTrip() time.Duration {
 	return rx.endpoint.RoundTrips.Of(rx.Peer.key())
 }
 
-// measured is the round trip of a connection: what TCP knows, or under a
-// WebSocket, where nobody can ask it, that of the last Ping.
+// measured is the round trip of a connection: what TCP knows or, if that is more,
+// that of the last Ping: under a WebSocket there can be others between.
 func (s *Stream) measured() time.Duration {
-	if t, ok := s.conn.(*netTransport); ok {
-		return tcpRoundTrip(t.raw)
-	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.roundTrip
+	last := s.roundTrip
+	s.mu.Unlock()
+	return max(last, tcpRoundTrip(s.raw))
+}
+
+// RoundTrip is the round trip to a server that there is a connection to, else 0
+// (GP-94).
+func (c *StreamClient) RoundTrip(t *exchange.Target) time.Duration {
+	c.mu.Lock()
+	var s *Stream
+	if l := c.links[serverKey{t.Scheme, t.Host, t.Addr}]; l != nil {
+		s = l.stream
+	}
+	c.mu.Unlock()
+	if s == nil {
+		return 0
+	}
+	return s.measured()
 }
 
 // tcpRoundTrip asks the kernel for its smoothed round trip, which the handshake

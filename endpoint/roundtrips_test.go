@@ -20,6 +20,7 @@ func TestRoundTrips(t *testing.T) {
 	inBed(t, func(t *testing.T, b *bed) {
 		table, err := endpoint.NewRoundTrips(2)
 		require.NoError(t, err)
+		table.Measure(true)
 		var seen []time.Duration
 		e := b.serve(handlerFunc(func(rx *endpoint.Reception, m *wire.Message) {
 			seen = append(seen, rx.RoundTrip())

@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -104,7 +105,11 @@ func (e *Endpoint) undeliverable(d *Datagram) {
 		return
 	}
 	if p, ok := e.settle(d.Peer.key(), id, false); ok {
-		p.watcher.Failed(id, ErrUndeliverable)
+		err := d.Undeliverable
+		if !errors.Is(err, ErrUndeliverable) { // a handshake that failed, say
+			err = fmt.Errorf("%w: %w", ErrUndeliverable, err)
+		}
+		p.watcher.Failed(id, err)
 	}
 }
 

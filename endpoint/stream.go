@@ -3,6 +3,7 @@ package endpoint
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -113,6 +114,7 @@ type Stream struct {
 	id          uint64
 	owner       streamOwner
 	conn        transport
+	raw         net.Conn // what is under it, for the kernel's round trip
 	peer, local netip.AddrPort
 	scheme      string // coap+tcp, coaps+tcp, coap+ws or coaps+ws
 	security    *exchange.Security

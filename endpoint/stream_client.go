@@ -349,7 +349,7 @@ func (l *link) dial(ctx context.Context) (*Stream, func(), error) {
 		t, closeConn = &netTransport{conn: conn, raw: raw}, func() { _ = raw.Close() }
 	}
 	s := newStream(c.config.StreamConfig, l, t)
-	s.peer, s.local, s.scheme, s.security = l.key.addr, addrPortOf(raw.LocalAddr()), l.key.scheme, security
+	s.raw, s.peer, s.local, s.scheme, s.security = raw, l.key.addr, addrPortOf(raw.LocalAddr()), l.key.scheme, security
 	return s, closeConn, nil
 }
 

@@ -97,7 +97,7 @@ func (s *StreamServer) Serve(ctx context.Context, l net.Listener, secure *Secure
 func (s *StreamServer) serveConn(ctx context.Context, raw net.Conn, config *tls.Config, place *place) {
 	t := &netTransport{conn: raw, raw: raw}
 	st := newStream(s.StreamConfig, s, t)
-	st.place, st.peer, st.local, st.scheme = place, place.peer, addrPortOf(raw.LocalAddr()), "coap+tcp"
+	st.raw, st.place, st.peer, st.local, st.scheme = raw, place, place.peer, addrPortOf(raw.LocalAddr()), "coap+tcp"
 	if config != nil {
 		st.scheme = "coaps+tcp"
 		secured := tls.Server(raw, config)
@@ -140,6 +140,7 @@ type place struct {
 	server *StreamServer
 	peer   netip.AddrPort
 	until  time.Time // when the handshake must be over
+	raw    net.Conn  // of a WebSocket
 
 	settled, left bool // guarded by server.mu
 }
@@ -214,6 +215,7 @@ func (l *admittingListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if place, ok := l.server.admit(addrPortOf(c.RemoteAddr())); ok {
+			place.raw = c
 			return &placedConn{Conn: c, place: place}, nil
 		}
 		_ = c.Close()

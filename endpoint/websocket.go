@@ -198,7 +198,7 @@ func (h *WebSocketHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	st := newStream(h.server.StreamConfig, h.server, newWSTransport(h.ctx, conn)) //nolint:contextcheck // that of the request ends with the hijacking
-	st.place, st.peer, st.scheme = place, place.peer, "coap+ws"
+	st.raw, st.place, st.peer, st.scheme = place.raw, place, place.peer, "coap+ws"
 	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
 		st.local = addrPortOf(local)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"coapproxy/exchange"
 )
@@ -22,8 +23,18 @@ type Sample struct {
 	// are empty for a single one. Those of an array of arrays are two names, and
 	// two values, with a comma between.
 	Label, LabelValue string
-	// Value of the counter; a gauge may be negative.
+	// Value of the counter; a gauge may be negative. It is in microseconds if Micro
+	// is true, where the name says seconds.
 	Value int64
+	Micro bool
+}
+
+// Number is the value in the unit of the name.
+func (s *Sample) Number() float64 {
+	if s.Micro {
+		return float64(s.Value) / 1e6
+	}
+	return float64(s.Value)
 }
 
 // Registry knows all counters. Safe for concurrent use.
@@ -115,6 +126,14 @@ func (r *Registry) Func(name, help string, value func() int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sources = append(r.sources, source{Sample{Name: name, Help: help}, value})
+}
+
+// DurationFor adds a gauge for one of several, told apart by a label, that is
+// computed as for Func.
+func (r *Registry) DurationFor(name, help, label, value string, duration func() time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sources = append(r.sources, source{Sample{Name: name, Help: help, Label: label, LabelValue: value, Micro: true}, func() int64 { return duration().Microseconds() }})
 }
 
 // Samples returns all counters in the order of their registration.

@@ -27,7 +27,7 @@ func (r *Registry) Collect(out chan<- prometheus.Metric) {
 		if strings.HasSuffix(s.Name, "_total") {
 			kind = prometheus.CounterValue
 		}
-		m, err := prometheus.NewConstMetric(desc, kind, float64(s.Value), split(s.LabelValue)...)
+		m, err := prometheus.NewConstMetric(desc, kind, s.Number(), split(s.LabelValue)...)
 		if err != nil {
 			m = prometheus.NewInvalidMetric(desc, err)
 		}

@@ -220,15 +220,16 @@ func TestMisbehavingHop(t *testing.T) {
 			t.Parallel()
 			probed := paths(map[string]handler{".well-known": code(4, 4, "")})
 			hop := single(t, func(s *server, r *request) {
-				if r.Has(coap.ProxyURI) {
+				switch {
+				case r.Has(coap.ProxyURI):
 					tt.handle(s, r)
-				} else {
+				case tt.name != "silent" || len(s.requests()) == 1: // it falls silent
 					probed(s, r)
 				}
 			})
 			group := netip.AddrPortFrom(group4, 5999)
 			p := startProxy(t, group, settings{groups: fmt.Sprintf("- {name: devices, uri: %q}", "coap://"+group.String()), cache: "enabled: false",
-				top: nextHop("coap://"+hop.addr().String(), ", timeout: 1s")})
+				client: `forward: ["coap://127.0.2.9"]`, top: nextHop("coap://"+hop.addr().String(), ", timeout: 1s")})
 			p.waitFor("next hop is up")
 			c := newClient(t, here, clientAddr, p.addr())
 			sent := time.Now()
@@ -241,6 +242,15 @@ func TestMisbehavingHop(t *testing.T) {
 			require.LessOrEqual(t, len(responses), tt.responses)
 			if tt.counter != "" {
 				eventually(t, func() bool { return counted(p, tt.counter) > 0 }, "%s", tt.counter)
+			}
+			if tt.name == "silent" { // also long after attempts to find it have been given up
+				for range 4 {
+					in := c.ask(get(coap.CON, "coap://127.0.2.9/x"))
+					require.Equal(t, coap.CodeOf(5, 4), in.Code)
+					require.Equal(t, "the next proxy does not answer", string(in.Payload))
+					p.waitFor("next hop is down")
+					c.nothing(2 * time.Second)
+				}
 			}
 		})
 	}

@@ -301,5 +301,5 @@ func TestNextHopStatus(t *testing.T) {
 	s.log = "info"
 	p.reload(s.yaml(group))
 	eventually(t, func() bool { return up() == 1 }, "for the old configuration to end")
-	require.Regexp(t, `(?m)^  next +1 +1 +\d+ +coap://`, run(t, here, program, "status", "--socket", socket).stdout)
+	require.Regexp(t, `(?m)^  next +1 +1 +\d+ +\d+\.\d ms +coap://`, run(t, here, program, "status", "--socket", socket).stdout)
 }

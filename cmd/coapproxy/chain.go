@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -13,21 +14,11 @@ import (
 	"coapproxy/blockwise"
 	"coapproxy/chain"
 	"coapproxy/config"
-	"coapproxy/endpoint"
 	"coapproxy/exchange"
 )
 
 // maxRoundTrips bounds the peers whose round trip is remembered.
 const maxRoundTrips = 16384
-
-// roundTripsOf is the table of measured round trips; nil, which measures nothing,
-// where there is no next proxy.
-func roundTripsOf(c *config.Config) (*endpoint.RoundTrips, error) {
-	if len(c.NextHop) == 0 {
-		return nil, nil
-	}
-	return endpoint.NewRoundTrips(maxRoundTrips)
-}
 
 // chainOf makes the leg to the next proxies out of those to servers. It sets g.chain, which stays nil where there
 // is no next proxy, and returns what gets their requests.
@@ -36,8 +27,13 @@ func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generat
 		return nil
 	}
 	settings := chain.Config{Engine: p.engine, Numbers: p.numbers, Leg: servers.single, Whole: servers.legs, Log: log.Named("chain"),
-		Resolve:   func(ctx context.Context, host string) ([]netip.Addr, error) { return resolve(ctx, c, host) },
-		RoundTrip: p.roundTrips.Of}
+		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) { return resolve(ctx, c, host) },
+		RoundTrip: func(t *exchange.Target) time.Duration {
+			if strings.HasSuffix(t.Scheme, "+tcp") || strings.HasSuffix(t.Scheme, "+ws") {
+				return servers.streams.RoundTrip(t)
+			}
+			return p.roundTrips.Of(t.Addr)
+		}}
 	for i := range c.NextHop {
 		h := &c.NextHop[i]
 		hop := chain.Hop{Name: h.Name, Addresses: []chain.Address{addressOf(h.URI)}, Dialect: exchange.Draft07,
@@ -84,6 +80,12 @@ func (p *runningProxy) hopStats(name string) *chain.Stats {
 		s = &chain.Stats{}
 		p.hops[name] = s
 		p.metrics.RegisterFor("next_hop", s, "hop", name)
+		p.metrics.DurationFor("next_hop_round_trip_seconds", "Round trip to the next proxy, measured or at most; 0: not known.", "hop", name, func() time.Duration {
+			if g := p.serving.Load(); g != nil && g.chain.Load() != nil {
+				return g.chain.Load().RoundTrip(name)
+			}
+			return 0
+		})
 	}
 	return s
 }

@@ -17,6 +17,10 @@ func logCounters(r *metrics.Registry, log *zap.Logger) {
 		if s.Label != "" {
 			name += "{" + s.LabelValue + "}"
 		}
+		if s.Micro {
+			fields = append(fields, zap.Float64(name, s.Number()))
+			continue
+		}
 		fields = append(fields, zap.Int64(name, s.Value))
 	}
 	log.Info("counters", fields...)

@@ -124,6 +124,12 @@ func (p *runningProxy) protect(g *generation, log *zap.Logger) (err error) {
 
 // serve makes g the generation that gets the requests.
 func (p *runningProxy) serve(g *generation) {
+	var before *chain.Chain
+	if old := p.serving.Load(); old != nil {
+		before = old.chain.Load()
+	}
+	chain.HandOver(before, g.chain.Load())
+	p.roundTrips.Measure(g.chain.Load() != nil)
 	p.secrets.Store(g.secrets)
 	p.members.Store(&g.members)
 	p.config.Store(g.config)

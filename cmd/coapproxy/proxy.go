@@ -47,7 +47,8 @@ type runningProxy struct {
 	holdBack *proxy.HoldBack
 	own      *ownAddresses
 	sockets  *sockets // from the service manager; nil for none
-	// roundTrips measures the ways to clients and next proxies; nil: nobody asks.
+	// roundTrips measures the ways to clients and next proxies, as long as there are
+	// any of the latter.
 	roundTrips *endpoint.RoundTrips
 	hops       map[string]*chain.Stats
 
@@ -141,7 +142,7 @@ func startProxyOn(ctx context.Context, c *config.Config, passed *sockets, log *z
 // everything behind them is there.
 func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 	var err error
-	if p.roundTrips, err = roundTripsOf(c); err != nil {
+	if p.roundTrips, err = endpoint.NewRoundTrips(maxRoundTrips); err != nil {
 		return err
 	}
 	stored, err := p.cacheOf(c, &p.exit, log.Named("cache"))

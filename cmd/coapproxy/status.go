@@ -63,6 +63,8 @@ type statusHop struct {
 	Up        int64 `json:"up"`
 	Requests  int64 `json:"requests"`
 	Responses int64 `json:"responses"`
+	// RoundTrip is measured or at most, 0 if it is not known.
+	RoundTrip float64 `json:"round_trip_seconds"`
 }
 
 type statusExchanges struct {
@@ -152,7 +154,8 @@ func (s *service) status() status {
 	for i := range g.config.NextHop {
 		h := &g.config.NextHop[i]
 		n := hops[h.Name]
-		out.NextHops = append(out.NextHops, statusHop{h.Name, h.URI.String(), n["next_hop_up"], n["next_hop_requests_total"], n["next_hop_responses_total"]})
+		out.NextHops = append(out.NextHops, statusHop{h.Name, h.URI.String(), n["next_hop_up"], n["next_hop_requests_total"], n["next_hop_responses_total"],
+			float64(n["next_hop_round_trip_seconds"]) / 1e6})
 		if n["next_hop_up"] == 0 {
 			out.Warnings = append(out.Warnings, "the next proxy "+h.Name+" cannot be reached")
 		}
@@ -256,10 +259,14 @@ func printStatus(out io.Writer, s *status) {
 		fmt.Fprintf(w, "  %s\t%d\t%s\t%s\n", g.Name, g.Heard, orDash(strings.Join(g.Interfaces, " ")), g.URI)
 	}
 	if len(s.NextHops) > 0 {
-		fmt.Fprintf(w, "\nnext hops\tup\trequests\tresponses\turi\n")
+		fmt.Fprintf(w, "\nnext hops\tup\trequests\tresponses\tround trip\turi\n")
 	}
 	for _, h := range s.NextHops {
-		fmt.Fprintf(w, "  %s\t%d\t%d\t%d\t%s\n", h.Name, h.Up, h.Requests, h.Responses, h.URI)
+		trip := "-"
+		if h.RoundTrip > 0 {
+			trip = fmt.Sprintf("%.1f ms", 1000*h.RoundTrip)
+		}
+		fmt.Fprintf(w, "  %s\t%d\t%d\t%d\t%s\t%s\n", h.Name, h.Up, h.Requests, h.Responses, trip, h.URI)
 	}
 	fmt.Fprintf(w, "\nexchanges\t%d running, %d waiting\n", s.Exchanges.Running, s.Exchanges.Queued)
 	printCounts(w, s.Exchanges.Outcomes)

@@ -23,8 +23,10 @@ type upstreams struct {
 	// coap is the leg over UDP without that, for further blocks of what members
 	// of a group answer.
 	coap exchange.Handler
-	// single are all legs without it, for next proxies.
-	single proxy.Legs
+	// single are all legs without it, for next proxies, and streams the one of them
+	// that has connections.
+	single  proxy.Legs
+	streams *endpoint.StreamClient
 }
 
 // upstreamStats is what the legs to single servers count in.
@@ -75,7 +77,7 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 	}
 	coap := p.protectedServers(c, plain)
 	legs["coap"] = blockwise.NewUpstream(coap, maxBody)
-	return &upstreams{legs: legs, coap: coap, single: single}, nil
+	return &upstreams{legs: legs, coap: coap, single: single, streams: streams}, nil
 }
 
 // openSecureClient opens client ports whose datagrams travel in DTLS sessions.
