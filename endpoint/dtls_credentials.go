@@ -127,8 +127,16 @@ func (d *DTLSConn) clientOptions(s *dtlsSession) ([]dtls.ClientOption, error) {
 // judge says what the peer has proven.
 func (s *dtlsSession) judge(state *dtls.State) (*exchange.Security, *x509.Certificate) {
 	if len(state.PeerCertificates) > 0 && s.credentials.Authorities != nil {
-		if leaf, err := x509.ParseCertificate(state.PeerCertificates[0]); err == nil {
-			return exchange.CertificateSecurity(leaf), leaf
+		var chain []*x509.Certificate
+		for _, der := range state.PeerCertificates {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				break // the handshake has parsed what it needed
+			}
+			chain = append(chain, c)
+		}
+		if len(chain) > 0 {
+			return exchange.CertificateSecurity(chain[0], chain[1:]...), chain[0]
 		}
 	}
 	if isPSK(state.CipherSuiteID) {

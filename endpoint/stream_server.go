@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"coapproxy/exchange"
 	"coapproxy/wire"
 )
 
@@ -44,11 +45,12 @@ type StreamServer struct {
 	open       int
 	handshakes int
 	peers      map[netip.Prefix]int
+	proven     map[*Stream]struct{} // whose peers have proven who they are
 }
 
 // NewStreamServer returns a StreamServer.
 func NewStreamServer(c StreamConfig, limits ServerLimits) *StreamServer {
-	return &StreamServer{StreamConfig: c, limits: limits, peers: make(map[netip.Prefix]int)}
+	return &StreamServer{StreamConfig: c, limits: limits, peers: make(map[netip.Prefix]int), proven: make(map[*Stream]struct{})}
 }
 
 // Serve accepts connections until ctx ends, which closes the listener and, in an
@@ -115,8 +117,35 @@ func (s *StreamServer) serveConn(ctx context.Context, raw net.Conn, config *tls.
 	s.carry(ctx, st)
 }
 
+// EndConnections ends the connections of peers whose proof does not count any
+// more.
+func (s *StreamServer) EndConnections(stale func(proven *exchange.Security) bool) {
+	var ended []*Stream
+	s.mu.Lock()
+	for st := range s.proven {
+		if stale(st.security) {
+			ended = append(ended, st)
+		}
+	}
+	s.mu.Unlock()
+	for _, st := range ended {
+		st.abort(errStaleProof.Error(), 0)
+	}
+	s.Engine.Flush()
+}
+
 // carry carries a connection to its end.
 func (s *StreamServer) carry(ctx context.Context, st *Stream) {
+	if st.security != nil {
+		s.mu.Lock()
+		s.proven[st] = struct{}{}
+		s.mu.Unlock()
+		defer func() {
+			s.mu.Lock()
+			delete(s.proven, st)
+			s.mu.Unlock()
+		}()
+	}
 	err := st.run(ctx, st.place.until)
 	if ce := s.Log.Check(zap.DebugLevel, "connection ended"); ce != nil {
 		if errors.Is(err, io.EOF) {

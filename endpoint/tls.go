@@ -47,7 +47,7 @@ func tlsSecurity(state *tls.ConnectionState) *exchange.Security {
 	if len(state.VerifiedChains) == 0 {
 		return nil
 	}
-	return exchange.CertificateSecurity(state.VerifiedChains[0][0])
+	return exchange.CertificateSecurity(state.PeerCertificates[0], state.PeerCertificates[1:]...)
 }
 
 // secureClient runs the client's handshake over raw, which it closes on an

@@ -37,12 +37,30 @@ type Certificate struct {
 	// KeyFingerprint is the SHA-256 of the SubjectPublicKeyInfo, which stays the
 	// same when a certificate is renewed with its key.
 	KeyFingerprint [sha256.Size]byte
+	// chain is the certificate as it was shown, with those of the authorities
+	// between.
+	chain []*x509.Certificate
+}
+
+// Accepted reports whether authorities, nil for none, vouch for the certificate
+// today.
+func (c *Certificate) Accepted(authorities *x509.CertPool) bool {
+	if authorities == nil || len(c.chain) == 0 {
+		return false
+	}
+	between := x509.NewCertPool()
+	for _, other := range c.chain[1:] {
+		between.AddCert(other)
+	}
+	_, err := c.chain[0].Verify(x509.VerifyOptions{Roots: authorities, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err == nil
 }
 
 // CertificateSecurity returns the Security of a peer that has proven to hold the
-// verified certificate.
-func CertificateSecurity(c *x509.Certificate) *Security {
+// verified certificate c; between are those of authorities that it showed with it.
+func CertificateSecurity(c *x509.Certificate, between ...*x509.Certificate) *Security {
 	out := &Certificate{
+		chain:   append([]*x509.Certificate{c}, between...),
 		Subject: c.Subject.String(), DNSNames: c.DNSNames, Emails: c.EmailAddresses,
 		SubjectKeyID: string(c.SubjectKeyId), KeyFingerprint: sha256.Sum256(c.RawSubjectPublicKeyInfo),
 	}

@@ -72,8 +72,9 @@ var (
 type Authentication struct {
 	// Network finds the entry of a client known by its address alone.
 	Network func(netip.AddrPort) *exchange.Identity
-	// Certificate finds the entry for a verified client certificate.
-	Certificate func(*x509.Certificate) *exchange.Identity
+	// Certificate finds the entry for a client certificate that was verified when the
+	// connection was made. It is the first of those that the client has shown.
+	Certificate func(shown []*x509.Certificate) *exchange.Identity
 	// Client finds an entry by its name; the credentials file names them.
 	Client      func(name string) *exchange.Identity
 	Credentials *Credentials // nil: none
@@ -113,7 +114,7 @@ func (a *Authentication) Authenticate(p Proof) (Who, error) {
 	}
 	if p.TLS != nil && len(p.TLS.VerifiedChains) > 0 {
 		if a.Certificate != nil {
-			if client := a.Certificate(p.TLS.VerifiedChains[0][0]); client != nil {
+			if client := a.Certificate(p.TLS.PeerCertificates); client != nil {
 				return Who{Client: client, By: ByCertificate}, nil
 			}
 		}

@@ -81,7 +81,8 @@ func testAuthentication(t testing.TB, known *x509.Certificate) *Authentication {
 			}
 			return nil
 		},
-		Certificate: func(c *x509.Certificate) *exchange.Identity {
+		Certificate: func(shown []*x509.Certificate) *exchange.Identity {
+			c := shown[0]
 			if c == known {
 				return &exchange.Identity{Name: "certificate"}
 			}
@@ -102,7 +103,7 @@ func TestAuthenticate(t *testing.T) { // HC-100
 		if c == nil {
 			return &tls.ConnectionState{}
 		}
-		return &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{c}}}
+		return &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{c}}, PeerCertificates: []*x509.Certificate{c}}
 	}
 	a := testAuthentication(t, good)
 	for _, x := range []struct {

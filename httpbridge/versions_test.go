@@ -194,7 +194,8 @@ func TestTLS(t *testing.T) {
 func TestClientCertificate(t *testing.T) {
 	a, stranger := newAuthority(t), newAuthority(t)
 	f, chain := newFront(t, func(c *Config) {
-		c.Clients = &Authentication{Credentials: testCredentials(t), Certificate: func(c *x509.Certificate) *exchange.Identity {
+		c.Clients = &Authentication{Credentials: testCredentials(t), Certificate: func(shown []*x509.Certificate) *exchange.Identity {
+			c := shown[0]
 			if c.Subject.CommonName != "phone" {
 				return nil
 			}

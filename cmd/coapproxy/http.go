@@ -128,13 +128,20 @@ func (p *runningProxy) httpClients(c *config.Config, g *generation, log *zap.Log
 	policy := g.policy
 	out := &httpbridge.Authentication{Client: policy.IdentifyHTTP, PlainCredentials: c.HTTP.PlainCredentials, Sessions: p.http.sessions,
 		Network: func(peer netip.AddrPort) *exchange.Identity { return policy.Identify(peer, nil) },
-		Certificate: func(cert *x509.Certificate) *exchange.Identity { // no network stands in for it
-			return policy.Identify(netip.AddrPort{}, exchange.CertificateSecurity(cert))
-		}}
+	}
+	certificates, err := newCertificates(g.secrets.ClientAuthorities)
+	if err != nil {
+		return nil, err
+	}
+	out.Certificate = func(shown []*x509.Certificate) *exchange.Identity { // no network stands in for it
+		if proven := certificates.proof(shown); proven != nil {
+			return policy.Identify(netip.AddrPort{}, proven)
+		}
+		return nil
+	}
 	if g.secrets.HTTP == nil {
 		return out, nil
 	}
-	var err error
 	if out.Credentials, err = httpbridge.ReadCredentials(bytes.NewReader(g.secrets.HTTP)); err != nil {
 		return nil, fmt.Errorf("credentials.http: %s: %w", c.Credentials.HTTP, err)
 	}

@@ -28,8 +28,8 @@ type listener struct {
 	close  func() error // what takes the place of serve
 	ready  func()       // says so in the log
 	serve  func(ctx context.Context)
-	// revoke ends the sessions of clients whose proof does not count any more; nil
-	// where there are none.
+	// revoke ends the DTLS sessions of clients whose proof does not count any more;
+	// nil where there are none.
 	revoke func(stale func(*exchange.Security) bool)
 	web    *httpbridge.Listener // nil for CoAP
 

@@ -102,11 +102,13 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 	g.policy.Inherit(before.policy)
 	p.serve(g)
 	t.apply()
+	stale := replaced(before.secrets, g.secrets)
 	for _, l := range slices.Concat(p.listeners, p.pool.all()) {
 		if l.revoke != nil {
-			l.revoke(replaced(before.secrets, g.secrets))
+			l.revoke(stale)
 		}
 	}
+	p.streams.EndConnections(stale)
 	p.moveObservations(before, g, changes)
 	p.retire(before, log)
 	warnings(c, log)

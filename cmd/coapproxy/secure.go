@@ -3,7 +3,10 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
+	"sync"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"go.uber.org/zap"
 
 	"coapproxy/config"
@@ -42,14 +45,47 @@ func (p *runningProxy) secureServer(scheme string) *endpoint.SecureServer {
 }
 
 // replaced tells which proofs that counted with the credentials before do not
-// with those of now.
+// with those of now: a pre-shared key that is another one, and a certificate that no
+// authority vouches for any more.
 func replaced(before, now *config.Loaded) func(*exchange.Security) bool {
 	return func(proven *exchange.Security) bool {
 		if proven.PSK {
 			return !bytes.Equal(before.PSK[proven.PSKIdentity], now.PSK[proven.PSKIdentity])
 		}
-		return !before.ClientAuthorities.Equal(now.ClientAuthorities)
+		return !before.ClientAuthorities.Equal(now.ClientAuthorities) && !proven.Certificate.Accepted(now.ClientAuthorities)
 	}
+}
+
+// certificates judges those of HTTP clients, whose connections outlive the authorities
+// that vouched for them when they were made. Safe for concurrent use.
+type certificates struct {
+	authorities *x509.CertPool // nil: none
+
+	mu     sync.Mutex
+	judged *simplelru.LRU[*x509.Certificate, *exchange.Security] // nil: not accepted
+}
+
+// judgedCertificates bounds those whose judgement is remembered.
+const judgedCertificates = 1024
+
+func newCertificates(authorities *x509.CertPool) (*certificates, error) {
+	judged, err := simplelru.NewLRU[*x509.Certificate, *exchange.Security](judgedCertificates, nil)
+	return &certificates{authorities: authorities, judged: judged}, err
+}
+
+// proof is what a client has proven by the certificates that it showed, nil for
+// nothing.
+func (c *certificates) proof(shown []*x509.Certificate) *exchange.Security {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	proven, ok := c.judged.Get(shown[0])
+	if !ok {
+		if proven = exchange.CertificateSecurity(shown[0], shown[1:]...); !proven.Certificate.Accepted(c.authorities) {
+			proven = nil
+		}
+		c.judged.Add(shown[0], proven)
+	}
+	return proven
 }
 
 // withoutKey says which clients nobody can be, because no key has their identity.
