@@ -55,18 +55,14 @@ func (o *groupObservation) notify(options message.Options) (_ message.Options, c
 		f.Engine.Schedule(&o.deadline, time.Now().Add(interestInterval))
 	}
 	f.Stats.Notifications.Add(1)
-	var number []byte
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if !x.in.Reliable() {
-		o.sequence = (o.sequence + 1) & sequenceMask
-		number = wire.AppendUint(nil, o.sequence)
-	}
+	o.sequence = (o.sequence + 1) & sequenceMask
 	o.nons++
 	if confirm = o.probe || o.nons > maxNonConfirmable || x.relayType == message.Confirmable; confirm {
 		o.nons, o.probe = 0, false
 	}
-	return insertOption(options, wire.Observe, number), confirm
+	return insertOption(options, wire.Observe, wire.AppendUint(nil, o.sequence)), confirm
 }
 
 // confirmed takes note of a sign of life.

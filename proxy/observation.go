@@ -317,12 +317,10 @@ func (x *observation) encode(s *relayScratch, p *exchange.Response, age time.Dur
 	return &s.message
 }
 
-// number is the value of the next Observe option: nothing on a connection, where
-// the order is given (FP-64).
+// number is the value of the next Observe option. On a connection, where the order is
+// given, nobody needs it (FP-64), but go-coap takes notifications without it for old
+// ones.
 func (x *observation) number() []byte {
-	if x.in.Reliable() {
-		return nil
-	}
 	x.sequence = (x.sequence + 1) & sequenceMask
 	return wire.AppendUint(nil, x.sequence)
 }

@@ -62,11 +62,13 @@ func (c tcpConn) put(m *coap.Message) error {
 	default:
 		frame = binary.BigEndian.AppendUint32([]byte{15<<4 | tkl}, uint32(n-65805))
 	}
+	_ = c.SetWriteDeadline(time.Now().Add(patience))
 	_, err := c.Write(append(append(append(frame, byte(m.Code)), m.Token...), rest...))
 	return err
 }
 
 func (c tcpConn) take() (*coap.Message, error) {
+	_ = c.SetReadDeadline(time.Now().Add(2 * patience))
 	var err error
 	read := func(n int) []byte {
 		buf := make([]byte, n)
@@ -105,7 +107,7 @@ func (c wsConn) put(m *coap.Message) error {
 }
 
 func (c wsConn) take() (*coap.Message, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	_, data, err := c.Read(ctx)
 	if err != nil {
@@ -143,14 +145,28 @@ func tlsOf(t *testing.T, ca *certAuthority, own pair, alpn string) *tls.Config {
 // connect opens a connection by scheme; secure is nil for the plain ones. It
 // sends no CSM.
 func connect(scheme string, to netip.AddrPort, secure *tls.Config) (frameConn, error) {
+	return connectBy((&net.Dialer{}).DialContext, scheme, to, secure)
+}
+
+// dialer opens TCP connections.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// dialer opens TCP connections from the host.
+func (h *host) dialer(t *testing.T) dialer {
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		h.do(t, func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, address) })
+		return conn, err
+	}
+}
+
+func connectBy(dial dialer, scheme string, to netip.AddrPort, secure *tls.Config) (frameConn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if strings.HasSuffix(scheme, "+ws") {
 		web := "ws"
-		client := &http.Client{}
+		client := &http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: secure}}
 		if secure != nil {
 			web = "wss"
-			client.Transport = &http.Transport{TLSClientConfig: secure}
 		}
 		conn, _, err := websocket.Dial(ctx, fmt.Sprintf("%s://%v/.well-known/coap", web, to), &websocket.DialOptions{HTTPClient: client, Subprotocols: []string{"coap"}}) //nolint:bodyclose // the library does
 		if err != nil {
@@ -159,11 +175,10 @@ func connect(scheme string, to netip.AddrPort, secure *tls.Config) (frameConn, e
 		conn.SetReadLimit(-1)
 		return wsConn{conn}, nil
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
+	conn, err := dial(ctx, "tcp", to.String())
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.SetDeadline(time.Now().Add(2 * patience))
 	if secure == nil {
 		return tcpConn{conn}, nil
 	}
@@ -178,7 +193,12 @@ func connect(scheme string, to netip.AddrPort, secure *tls.Config) (frameConn, e
 // newStreamClient connects and exchanges CSMs: ours offers own bytes and blocks.
 func newStreamClient(t *testing.T, scheme string, to netip.AddrPort, secure *tls.Config, own uint32) *streamClient {
 	t.Helper()
-	conn, err := connect(scheme, to, secure)
+	return newStreamClientBy(t, (&net.Dialer{}).DialContext, scheme, to, secure, own)
+}
+
+func newStreamClientBy(t *testing.T, dial dialer, scheme string, to netip.AddrPort, secure *tls.Config, own uint32) *streamClient {
+	t.Helper()
+	conn, err := connectBy(dial, scheme, to, secure)
 	require.NoError(t, err, scheme)
 	c := &streamClient{t: t, conn: conn, peerMax: 1152}
 	t.Cleanup(conn.close)
@@ -302,6 +322,11 @@ func newStreamOrigin(t *testing.T, scheme string, cert pair, maxMessage uint32) 
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
+	return newStreamOriginOn(t, l, scheme, cert, maxMessage)
+}
+
+func newStreamOriginOn(t *testing.T, l net.Listener, scheme string, cert pair, maxMessage uint32) *streamOrigin {
+	t.Helper()
 	at := l.Addr().(*net.TCPAddr).AddrPort()
 	o := &streamOrigin{t: t, scheme: scheme, addr: netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), bodies: make(map[string][]byte),
 		conns: make(map[frameConn]bool), szx: make(map[int]bool)}
@@ -379,7 +404,7 @@ func (o *streamOrigin) serve(c frameConn) {
 	if c.put(&coap.Message{Code: csm, Options: o.csm}) != nil {
 		return
 	}
-	var upload []byte
+	uploads := make(map[string][]byte)
 	for {
 		m, err := c.take()
 		if err != nil {
@@ -397,7 +422,7 @@ func (o *streamOrigin) serve(c frameConn) {
 		case m.Code>>5 == 7 || m.Code == coap.Empty:
 			continue
 		}
-		r := o.answer(m, &upload, peerMax)
+		r := o.answer(m, uploads, peerMax)
 		r.Token = m.Token
 		if c.put(r) != nil {
 			return
@@ -405,7 +430,21 @@ func (o *streamOrigin) serve(c frameConn) {
 	}
 }
 
-func (o *streamOrigin) answer(m *coap.Message, upload *[]byte, peerMax int) *coap.Message {
+// body and keep look at and set the body at a path.
+func (o *streamOrigin) body(path string) []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.bodies["/"+path]
+}
+
+func (o *streamOrigin) keep(path string, body []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.bodies["/"+path] = body
+}
+
+// answer answers a request of a connection; uploads are the bodies it has begun.
+func (o *streamOrigin) answer(m *coap.Message, uploads map[string][]byte, peerMax int) *coap.Message {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.largest = max(o.largest, len(m.Payload))
@@ -418,16 +457,17 @@ func (o *streamOrigin) answer(m *coap.Message, upload *[]byte, peerMax int) *coa
 		num, more, szx := blockOf(b)
 		o.szx[szx] = true
 		if num == 0 {
-			*upload = nil
+			delete(uploads, m.Path())
 		}
-		if num*blockSize(szx) != len(*upload) {
+		if num*blockSize(szx) != len(uploads[m.Path()]) {
 			return &coap.Message{Code: coap.CodeOf(4, 8)}
 		}
-		*upload = append(*upload, m.Payload...)
+		uploads[m.Path()] = append(uploads[m.Path()], m.Payload...)
 		if more {
 			return &coap.Message{Code: coap.CodeOf(2, 31), Options: []coap.Option{blockOption(coap.Block1, num, true, szx)}}
 		}
-		o.bodies[m.Path()] = *upload
+		o.bodies[m.Path()] = uploads[m.Path()]
+		delete(uploads, m.Path())
 		return &coap.Message{Code: coap.CodeOf(2, 4), Options: []coap.Option{blockOption(coap.Block1, num, false, szx)}}
 	}
 	body, ok := o.bodies[m.Path()]

@@ -27,19 +27,31 @@ var allSchemes = []string{"coap", "coaps", "coap+tcp", "coaps+tcp", "coap+ws", "
 
 func startEveryTransport(t *testing.T, originCA *certAuthority) *everyTransport {
 	t.Helper()
+	return startEveryTransportIn(t, here, clientAddr, 0, originCA, settings{})
+}
+
+// startEveryTransportIn starts it in a host, at an address and the ports from base
+// on, 0 for any; s may say more of its configuration.
+func startEveryTransportIn(t *testing.T, h *host, at netip.Addr, base int, originCA *certAuthority, s settings) *everyTransport {
+	t.Helper()
 	e := &everyTransport{servers: newCertAuthority(t, "proxies"), clients: newCertAuthority(t, "clients"), at: make(map[string]netip.AddrPort)}
-	own := e.servers.issue("proxy", forServer)
+	own := e.servers.issue("proxy", forServer) // clients ask for localhost
 	e.meter = e.clients.issue("meter", withURI("urn:dev:meter"))
 	key := fmt.Sprintf("%x", sharedKey)
 	listen := ""
-	for _, scheme := range allSchemes {
-		listen += fmt.Sprintf("- %s://127.0.0.1:0\n", scheme)
+	for i, scheme := range allSchemes {
+		port := 0
+		if base > 0 {
+			port = base + i
+		}
+		listen += fmt.Sprintf("- %s://%v\n", scheme, netip.AddrPortFrom(at, uint16(port)))
 	}
-	e.proxy = startProxy(t, group0, settings{listen: listen, proxy: "require_secure_client: false", log: "info",
-		top: fmt.Sprintf("credentials:\n  psk: %s\n  certificate: %s\n  key: %s\n  client_authorities: %s\n  servers: {authorities: %s}",
-			keyFile(t, "identity: gw\nkey: %q\n", key), own.cert, own.key, e.clients.file, originCA.file),
-		clients: "- name: gateway\n  psk: gw\n  " + everyScheme + "\n- name: meter\n  certificate: uri:urn:dev:meter\n  " + everyScheme +
-			"\n- name: plain\n  networks: [127.0.0.0/8]\n  " + everyScheme})
+	s.listen, s.proxy, s.log = listen, "require_secure_client: false", "info"
+	s.top = fmt.Sprintf("credentials:\n  psk: %s\n  certificate: %s\n  key: %s\n  client_authorities: %s\n  servers: {authorities: %s}",
+		keyFile(t, "identity: gw\nkey: %q\n", key), own.cert, own.key, e.clients.file, originCA.file)
+	s.clients = "- name: gateway\n  psk: gw\n  " + everyScheme + "\n- name: meter\n  certificate: uri:urn:dev:meter\n  " + everyScheme +
+		"\n- name: plain\n  networks: [127.0.0.0/8, 10.77.0.0/16]\n  " + everyScheme
+	e.proxy = startProxyIn(t, h, s.yaml(group0))
 	for i, scheme := range allSchemes {
 		e.at[scheme] = e.addrs[i]
 	}
