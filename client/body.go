@@ -45,14 +45,14 @@ func (c *Client) complete(ctx context.Context, r *Request, w way, p *Response) {
 	block, more := p.block()
 	for more {
 		switch {
-		case len(p.Payload) != block.Offset()+block.Size():
+		case !block.Fits(len(p.Payload) - block.Offset()):
 			p.Incomplete = errBlockOrder
 			return
 		case len(p.Payload)+block.Size() > c.config.MaxBody || block.Num == wire.MaxBlockNum:
 			p.Incomplete = errTooLong
 			return
 		}
-		wanted := wire.Block{Num: block.Num + 1, SZX: block.SZX}
+		wanted := wire.Block{Num: uint32(len(p.Payload) / block.Size()), SZX: block.SZX}
 		next.Options = append(next.Options[:own:own], message.Option{ID: wire.Block2, Value: wanted.Append(nil)})
 		q, err := c.roundTrip(ctx, next, to)
 		if err != nil {
@@ -69,7 +69,7 @@ func (c *Client) complete(ctx context.Context, r *Request, w way, p *Response) {
 			return
 		}
 		value, _ := wire.First(q.Options, wire.Block2)
-		if block, err = wire.ParseBlock(value); err != nil || block.Offset() != len(p.Payload) {
+		if block, err = p.parseBlock(value); err != nil || block.Offset() != len(p.Payload) {
 			p.Incomplete = errBlockOrder
 			return
 		}

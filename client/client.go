@@ -4,7 +4,6 @@ import (
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -27,6 +26,8 @@ type Config struct {
 	// Local is the address and port to send from; when invalid, any port of the
 	// address family of the peer.
 	Local netip.AddrPort
+	// Way is how the peer is reached; the zero value stands for CoAP over UDP.
+	Way Way
 	// Numbers are the option numbers; the zero value stands for
 	// wire.DefaultNumbers.
 	Numbers wire.Numbers
@@ -55,6 +56,9 @@ type Config struct {
 }
 
 func (c *Config) setDefaults() {
+	if c.Way.Scheme == "" {
+		c.Way.Scheme = "coap"
+	}
 	if c.Numbers == (wire.Numbers{}) {
 		c.Numbers = wire.DefaultNumbers()
 	}
@@ -80,39 +84,39 @@ func (c *Config) setDefaults() {
 
 // Client asks one peer. It is safe for concurrent use.
 type Client struct {
-	config   Config
-	peer     endpoint.Peer
-	engine   *exchange.Engine
-	endpoint *endpoint.Endpoint
-	ctx      context.Context
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup
-	dropped  atomic.Uint64
-	unread   atomic.Uint64
+	config  Config
+	peer    endpoint.Peer
+	engine  *exchange.Engine
+	carrier carrier
+	bert    bool // blocks may be as RFC 8323 §6 has them
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	dropped atomic.Uint64
+	unread  atomic.Uint64
 
 	mu     sync.Mutex
 	calls  map[uint64]*call
 	tokens *tokens
 }
 
-// Dial opens a port for talking to peer, a proxy or a server. ctx bounds the
-// opening only; Close ends what Dial began. Nothing is sent yet.
+// Dial opens a port for talking to peer, a proxy or a server, or connects to it. ctx
+// bounds the opening only; Close ends what Dial began. Over coap and coaps nothing is
+// sent yet.
 func Dial(ctx context.Context, peer netip.AddrPort, config Config) (*Client, error) {
 	peer = netip.AddrPortFrom(namedZone(peer.Addr().Unmap()), peer.Port())
-	local := config.Local
-	if !local.IsValid() {
-		local = netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
-		if peer.Addr().Is6() {
-			local = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
-		}
-	}
-	conn, err := endpoint.ListenUDP(ctx, local, endpoint.UDPOptions{ReceiveBuffer: receiveBuffer, Errors: true})
+	c, err := newClient(peer, config)
 	if err != nil {
-		return nil, fmt.Errorf("open port: %w", err)
+		return nil, err
 	}
-	c, err := start(conn, peer, config)
+	if c.config.Way.overDatagrams() {
+		err = c.openDatagrams(ctx)
+	} else {
+		err = c.openConnection(ctx)
+	}
 	if err != nil {
-		return nil, errors.Join(err, conn.Close())
+		c.Close()
+		return nil, err
 	}
 	return c, nil
 }
@@ -135,20 +139,17 @@ func namedZone(a netip.Addr) netip.Addr {
 	return a.WithZone(i.Name)
 }
 
-// start makes a Client on a connection, which it owns from then on.
-func start(conn endpoint.PacketConn, peer netip.AddrPort, config Config) (*Client, error) {
+// newClient makes a Client that has no carrier yet.
+func newClient(peer netip.AddrPort, config Config) (*Client, error) {
 	config.setDefaults()
 	var seed [32]byte
 	if _, err := crand.Read(seed[:]); err != nil {
 		return nil, fmt.Errorf("seed tokens: %w", err)
 	}
-	c := &Client{config: config, peer: endpoint.PeerOf(peer), engine: exchange.NewEngine(), calls: make(map[uint64]*call),
+	c := &Client{config: config, peer: endpoint.NamedPeer(peer, config.Way.Name), engine: exchange.NewEngine(), calls: make(map[uint64]*call),
 		tokens: newTokens(rand.NewChaCha8(seed).Uint64)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.endpoint = endpoint.New(endpoint.Config{Conn: conn, Engine: c.engine, Responses: c, Params: config.Params,
-		Dedup: endpoint.DefaultDedupLimits(), DedupResponses: true, Stats: &endpoint.Stats{}, Log: config.Log})
 	c.wg.Go(func() { c.engine.Run(c.ctx) })
-	c.wg.Go(func() { _ = c.endpoint.Serve(c.ctx) })
 	return c, nil
 }
 
@@ -160,7 +161,7 @@ func (c *Client) Close() {
 }
 
 // LocalAddr is the address and port the client sends from.
-func (c *Client) LocalAddr() netip.AddrPort { return c.endpoint.LocalAddr() }
+func (c *Client) LocalAddr() netip.AddrPort { return c.carrier.LocalAddr() }
 
 // Peer is the address of the proxy or server that is asked.
 func (c *Client) Peer() netip.AddrPort { return c.peer.Addr }
@@ -214,7 +215,7 @@ func (c *Client) send(to endpoint.Peer, m *wire.Message, port uint16, waiting in
 	if err != nil {
 		return nil, err
 	}
-	k := &call{peer: to, port: port, open: open, id: c.endpoint.NextID(to.Addr), sent: time.Now(), fate: newFate(),
+	k := &call{peer: to, port: port, open: open, id: c.carrier.NextID(to.Addr), sent: time.Now(), fate: newFate(),
 		responses: make(chan *Response, waiting)}
 	c.mu.Lock()
 	k.token = c.tokens.take(k.sent, func(t uint64) bool { return c.calls[t] != nil })
@@ -222,7 +223,7 @@ func (c *Client) send(to endpoint.Peer, m *wire.Message, port uint16, waiting in
 	c.mu.Unlock()
 	m.ID, m.Token = k.id, k.tokenBytes()
 	c.config.Trace(m, to.Addr)
-	if err := c.endpoint.Send(to, endpoint.Path{}, m, k); err != nil {
+	if err := c.carrier.Send(to, endpoint.Path{}, m, k); err != nil {
 		c.free(k)
 		return nil, err
 	}
@@ -241,12 +242,17 @@ func (c *Client) free(k *call) {
 		c.tokens.free(k.token, time.Now())
 	}
 	c.mu.Unlock()
-	c.endpoint.Settle(k.peer.Addr, k.id)
+	c.carrier.Settle(k.peer.Addr, k.id)
 }
 
 // HandleResponse implements endpoint.ResponseHandler. A Token is not freed by a
 // response (GP-114).
-func (c *Client) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.Message) bool {
+func (c *Client) HandleResponse(_ *endpoint.Endpoint, peer endpoint.Peer, m *wire.Message) bool {
+	return c.take(peer.Addr, m)
+}
+
+// take takes a response, which is borrowed. It reports whether the Token is in use.
+func (c *Client) take(peer netip.AddrPort, m *wire.Message) bool {
 	if len(m.Token) != 8 {
 		return false
 	}
@@ -254,25 +260,26 @@ func (c *Client) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wir
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := c.calls[token]
-	if k == nil || k.peer.Addr != peer.Addr {
+	if k == nil || k.peer.Addr != peer {
 		return false
 	}
 	protected := true
 	if k.open != nil {
 		var err error
 		if m, protected, err = k.open.Open(m); err != nil {
-			c.config.Log.Info("response dropped", zap.Stringer("peer", peer.Addr), zap.Error(err))
+			c.config.Log.Info("response dropped", zap.Stringer("peer", peer), zap.Error(err))
 			c.unread.Add(1)
 			return true
 		}
 	}
-	e.Settle(peer.Addr, k.id) // a response implies the ACK (RFC 7252 §5.2.2)
+	c.carrier.Settle(peer, k.id) // a response implies the ACK (RFC 7252 §5.2.2)
 	if len(k.responses) == cap(k.responses) {
 		c.dropped.Add(1)
 		return true
 	}
 	p := newResponse(m, &c.config.Numbers, k.port)
-	p.Peer, p.Elapsed, p.Unprotected = peer.Addr, time.Since(k.sent), !protected
+	p.bert, p.Scheme = c.bert, c.config.Way.Scheme
+	p.Peer, p.Elapsed, p.Unprotected = peer, time.Since(k.sent), !protected
 	k.responses <- p // has room: only here, under the lock, it is filled
 	return true
 }
@@ -286,10 +293,10 @@ func (c *Client) tell(k *call, m *wire.Message) {
 		return
 	}
 	m = sealed
-	m.ID, m.Token = c.endpoint.NextID(k.peer.Addr), k.tokenBytes()
+	m.ID, m.Token = c.carrier.NextID(k.peer.Addr), k.tokenBytes()
 	c.config.Trace(m, k.peer.Addr)
 	told := newFate()
-	if c.endpoint.Send(k.peer, endpoint.Path{}, m, told) != nil {
+	if c.carrier.Send(k.peer, endpoint.Path{}, m, told) != nil {
 		return
 	}
 	c.engine.Flush()
@@ -305,5 +312,5 @@ func (c *Client) tell(k *call, m *wire.Message) {
 		case <-c.ctx.Done():
 		}
 	}
-	c.endpoint.Settle(k.peer.Addr, m.ID)
+	c.carrier.Settle(k.peer.Addr, m.ID)
 }

@@ -77,7 +77,7 @@ func (c *Client) ask(ctx context.Context, r *Request) (*asking, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	uri, err := r.parse()
+	uri, err := r.parse(c.config.Way.Scheme)
 	if err != nil {
 		return nil, err
 	}

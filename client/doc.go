@@ -1,4 +1,4 @@
-// Package client is a CoAP client over UDP that takes many responses to one
+// Package client is a CoAP client that takes many responses to one
 // request: the client side of group proxying (GP-114 to GP-118), which stock
 // CoAP clients lack. It also asks single servers, directly or through a proxy,
 // follows observations and puts bodies that come in blocks together.

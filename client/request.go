@@ -76,12 +76,12 @@ type parsedURI struct {
 	u     wire.URI
 }
 
-func (r *Request) parse() (parsedURI, error) {
+func (r *Request) parse(scheme string) (parsedURI, error) {
 	u, err := wire.ParseURI(r.URI)
 	switch {
 	case err == nil:
-		if r.Form == Direct && u.Scheme != "coap" {
-			return parsedURI{}, fmt.Errorf("%w: %s needs a proxy; this client itself speaks CoAP over UDP only", ErrRequest, u.Scheme)
+		if r.Form == Direct && u.Scheme != scheme {
+			return parsedURI{}, fmt.Errorf("%w: %s needs a proxy, or another client: this one speaks %s", ErrRequest, u.Scheme, scheme)
 		}
 		return parsedURI{text: r.URI, known: true, u: u}, nil
 	case errors.Is(err, wire.ErrScheme) && (r.Form == ProxyURI || r.Form == ProxyCRI):
@@ -187,7 +187,7 @@ type way struct {
 
 var (
 	errNoAddress  = errors.New("its server is not named by an address")
-	errOtherPlace = errors.New("its server cannot be asked over plain UDP")
+	errOtherPlace = errors.New("its server cannot be asked in the same way")
 	errNoIdentity = errors.New("its server is not known")
 )
 
@@ -202,6 +202,7 @@ func (r *Request) followUp(w way, p *Response) (way, error) {
 	}
 	server := p.From.Server
 	u := w.uri.u
+	asked := u.Scheme
 	u.Scheme, u.Host, u.Addr, u.Port, u.ExplicitPort = server.Scheme, server.Host, server.Addr, server.Port, server.ExplicitPort
 	u.Userinfo, u.HasUserinfo = "", false
 	if w.form != Direct { // GP-117
@@ -215,7 +216,7 @@ func (r *Request) followUp(w way, p *Response) (way, error) {
 	if !u.Addr.IsValid() {
 		return way{}, errNoAddress
 	}
-	if u.Scheme != "coap" || u.Addr.Is4() != w.peer.Addr.Addr().Is4() {
+	if u.Scheme != asked || u.Addr.Is4() != w.peer.Addr.Addr().Is4() {
 		return way{}, errOtherPlace
 	}
 	addr := u.Addr.WithZone("")

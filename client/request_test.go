@@ -33,7 +33,7 @@ func TestRequestVectors(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			numbers := wire.DefaultNumbers()
-			uri, err := r.parse()
+			uri, err := r.parse("coap")
 			require.NoError(t, err)
 			m, err := r.message(uri, r.Form, netip.MustParseAddrPort("[2001:db8::1]:5683"), &numbers)
 			require.NoError(t, err)
@@ -152,7 +152,7 @@ func TestBadRequests(t *testing.T) {
 func TestUnknownSchemeThroughProxy(t *testing.T) {
 	numbers := wire.DefaultNumbers()
 	r := &Request{Method: codes.GET, URI: "http://example.org/", Form: ProxyURI}
-	uri, err := r.parse()
+	uri, err := r.parse("coap")
 	require.NoError(t, err)
 	m, err := r.message(uri, r.Form, netip.AddrPort{}, &numbers)
 	require.NoError(t, err)
@@ -162,7 +162,7 @@ func TestUnknownSchemeThroughProxy(t *testing.T) {
 func TestMovedNumbers(t *testing.T) { // GP-1
 	numbers := wire.Numbers{MulticastTimeout: 65002, ReplyFrom: 65028, GroupETag: 65052, ResponseForwarding: 65060}
 	r := groupGet(7)
-	uri, err := r.parse()
+	uri, err := r.parse("coap")
 	require.NoError(t, err)
 	m, err := r.message(uri, r.Form, netip.AddrPort{}, &numbers)
 	require.NoError(t, err)

@@ -26,8 +26,9 @@ type Response struct {
 	// Elapsed is the time from the sending of the request to the arrival of the
 	// (first) message of the response.
 	Elapsed time.Duration
-	// Peer is who sent the message: the proxy, or the server itself.
-	Peer netip.AddrPort
+	// Peer is who sent the message, the proxy or the server itself, and Scheme how.
+	Peer   netip.AddrPort
+	Scheme string
 	// From is the server that Reply-From names (GP-116), or, in the legacy
 	// dialect, Response-Forwarding; nil when neither says. The response to a
 	// group request that has none was made by the proxy (GP-39).
@@ -41,6 +42,8 @@ type Response struct {
 	// Stale marks a notification that is older than one that came before it
 	// (RFC 7641 §3.4).
 	Stale bool
+
+	bert bool // blocks may be as RFC 8323 §6 has them
 }
 
 // newResponse makes a Response that owns its bytes. groupPort is the port of the
@@ -90,12 +93,20 @@ func (p *Response) observe() (sequence uint32, ok bool) {
 	return sequence & 0xffffff, ok
 }
 
+// parseBlock reads the value of a block option of the peer.
+func (p *Response) parseBlock(value []byte) (wire.Block, error) {
+	if p.bert {
+		return wire.ParseBERTBlock(value)
+	}
+	return wire.ParseBlock(value)
+}
+
 // block returns the Block2 option when it says that the body goes on.
 func (p *Response) block() (b wire.Block, more bool) {
 	value, ok := wire.First(p.Options, wire.Block2)
 	if !ok {
 		return b, false
 	}
-	b, err := wire.ParseBlock(value)
+	b, err := p.parseBlock(value)
 	return b, err == nil && b.More
 }

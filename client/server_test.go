@@ -113,8 +113,9 @@ func dialMemory(t testing.TB, config Config, handle func(*asked)) (*Client, *ser
 	t.Helper()
 	near, far := newMemoryConns()
 	s := serve(t, far, handle)
-	c, err := start(near, far.local, config)
+	c, err := newClient(far.local, config)
 	require.NoError(t, err)
+	c.serve(near)
 	t.Cleanup(c.Close)
 	return c, s, near
 }

@@ -129,12 +129,12 @@ func (c *Credentials) Load() (*Loaded, error) {
 		}
 	}
 	load("psk", c.PSK, func() (err error) { l.PSK, err = LoadPSK(c.PSK); return })
-	load("certificate", c.Certificate, func() (err error) { l.Certificates, err = loadPair(c.Certificate, c.Key); return })
-	load("client_authorities", c.ClientAuthorities, func() (err error) { l.ClientAuthorities, err = loadAuthorities(c.ClientAuthorities); return })
+	load("certificate", c.Certificate, func() (err error) { l.Certificates, err = LoadCertificate(c.Certificate, c.Key); return })
+	load("client_authorities", c.ClientAuthorities, func() (err error) { l.ClientAuthorities, err = LoadAuthorities(c.ClientAuthorities); return })
 	load("http", c.HTTP, func() (err error) { l.HTTP, err = c.HTTP.read(true); return })
 	s := &c.Servers
-	load("servers.authorities", s.Authorities, func() (err error) { l.ServerAuthorities, err = loadAuthorities(s.Authorities); return })
-	load("servers.certificate", s.Certificate, func() (err error) { l.ServerCertificates, err = loadPair(s.Certificate, s.Key); return })
+	load("servers.authorities", s.Authorities, func() (err error) { l.ServerAuthorities, err = LoadAuthorities(s.Authorities); return })
+	load("servers.certificate", s.Certificate, func() (err error) { l.ServerCertificates, err = LoadCertificate(s.Certificate, s.Key); return })
 	load("servers.psk", s.PSK, func() (err error) { l.ServerPSK, err = LoadServerPSK(s.PSK); return })
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -142,7 +142,9 @@ func (c *Credentials) Load() (*Loaded, error) {
 	return &l, nil
 }
 
-func loadPair(certificate, key Place) ([]tls.Certificate, error) {
+// LoadCertificate reads a certificate, followed by those of intermediate authorities,
+// and its key, both in PEM.
+func LoadCertificate(certificate, key Place) ([]tls.Certificate, error) {
 	chain, err := certificate.read(false)
 	if err != nil {
 		return nil, err
@@ -158,7 +160,8 @@ func loadPair(certificate, key Place) ([]tls.Certificate, error) {
 	return []tls.Certificate{pair}, nil
 }
 
-func loadAuthorities(p Place) (*x509.CertPool, error) {
+// LoadAuthorities reads the certificates of authorities in PEM.
+func LoadAuthorities(p Place) (*x509.CertPool, error) {
 	if p == SystemAuthorities {
 		pool, err := x509.SystemCertPool()
 		if err != nil { // a system without any is no reason not to start

@@ -41,6 +41,12 @@ func PeerOf(addr netip.AddrPort) Peer {
 	return Peer{Addr: addr}
 }
 
+// NamedPeer returns a server that has to prove, over DTLS, to be name; or, if that is
+// empty, its address.
+func NamedPeer(addr netip.AddrPort, name string) Peer {
+	return Peer{Addr: addr, name: name}
+}
+
 // Path is the own side of a datagram's way.
 type Path struct {
 	// Local is, on receipt, the address the datagram was sent to, and on

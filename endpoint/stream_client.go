@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -136,13 +135,15 @@ func NewStreamClient(ctx context.Context, config StreamClientConfig) (*StreamCli
 		return nil, err
 	}
 	if config.Dial == nil {
-		var d net.Dialer
-		config.Dial = func(ctx context.Context, server netip.AddrPort) (net.Conn, error) {
-			return d.DialContext(ctx, "tcp", server.String())
-		}
+		config.Dial = dialTCP
 	}
 	return &StreamClient{config: config, ctx: ctx, links: make(map[serverKey]*link), failures: failures, tokens: rand.NewChaCha8(seed),
 		adrift: make(map[*streamCall]struct{})}, nil
+}
+
+func dialTCP(ctx context.Context, server netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", server.String())
 }
 
 // Wait waits until all connections are gone, after the context has ended. New
@@ -290,67 +291,13 @@ func (l *link) run() {
 	defer c.config.Stats.Open.Add(-1)
 	until := time.Now().Add(c.config.Limits.Handshake)
 	ctx, cancel := context.WithDeadline(c.ctx, until)
-	stream, closeConn, err := l.dial(ctx)
+	stream, closeConn, err := dialStream(ctx, &c.config, l.key, l)
 	cancel()
 	if err == nil {
 		err = stream.run(c.ctx, until)
 		closeConn()
 	}
 	l.end(err)
-}
-
-// dial opens the connection by the scheme of the server.
-func (l *link) dial(ctx context.Context) (*Stream, func(), error) {
-	c := l.client
-	secure := l.key.scheme == "coaps+tcp" || l.key.scheme == "coaps+ws"
-	overWS := l.key.scheme == "coap+ws" || l.key.scheme == "coaps+ws"
-	name := l.key.host
-	if name == "" {
-		name = l.key.addr.Addr().WithZone("").String()
-	}
-	var security *exchange.Security
-	var raw, conn net.Conn
-	dial := func(ctx context.Context) (net.Conn, error) {
-		var err error
-		if raw, err = c.config.Dial(ctx, l.key.addr); err != nil {
-			return nil, err
-		}
-		conn = raw
-		if secure {
-			if c.config.TLS == nil {
-				_ = raw.Close()
-				return nil, errors.New("no credentials for TLS")
-			}
-			protocol := alpnCoAP
-			if overWS {
-				protocol = "http/1.1"
-			}
-			t, err := secureClient(ctx, raw, c.config.TLS, name, protocol)
-			if err != nil {
-				return nil, err
-			}
-			state := t.ConnectionState()
-			security, conn = tlsSecurity(&state), t
-		}
-		return conn, nil
-	}
-	var t transport
-	var closeConn func()
-	if overWS {
-		ws, err := dialWebSocket(ctx, net.JoinHostPort(name, strconv.Itoa(int(l.key.addr.Port()))), dial)
-		if err != nil {
-			return nil, nil, err
-		}
-		t, closeConn = newWSTransport(ctx, ws), func() { _ = raw.Close(); _ = ws.CloseNow() }
-	} else {
-		if _, err := dial(ctx); err != nil {
-			return nil, nil, err
-		}
-		t, closeConn = &netTransport{conn: conn, raw: raw}, func() { _ = raw.Close() }
-	}
-	s := newStream(c.config.StreamConfig, l, t)
-	s.raw, s.peer, s.local, s.scheme, s.security = raw, l.key.addr, addrPortOf(raw.LocalAddr()), l.key.scheme, security
-	return s, closeConn, nil
 }
 
 // ready implements streamOwner: the requests that waited go out.

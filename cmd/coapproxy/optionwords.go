@@ -265,7 +265,7 @@ func proxyCRI(value []byte) string {
 	return escape(u.String()) + " (CRI " + criText(value) + ")"
 }
 
-// peerURI is the coap URI of a transport address.
-func peerURI(a netip.AddrPort) string {
-	return "coap://" + wire.URI{Scheme: "coap", Addr: a.Addr(), Port: a.Port()}.Authority()
+// peerURI is the URI of a transport address.
+func peerURI(scheme string, a netip.AddrPort) string {
+	return scheme + "://" + wire.URI{Scheme: scheme, Addr: a.Addr(), Port: a.Port()}.Authority()
 }

@@ -32,6 +32,7 @@ type requestSettings struct {
 	via         string
 	through     []wire.URI // further proxies behind via
 	oscore      []string   // context files
+	secrets     wayFlags
 	bind        netip.AddrPort
 	payloadFile string
 	stopAfter   int
@@ -41,7 +42,7 @@ type requestSettings struct {
 	verbose     bool
 }
 
-const requestText = `Sends a CoAP request over UDP, directly or through a proxy, and prints every response as it comes, with the
+const requestText = `Sends a CoAP request over UDP, DTLS, TCP, TLS or WebSocket, directly or through a proxy, and prints every response as it comes, with the
 server it is from (Reply-From). METHOD is GET, POST, PUT, DELETE, FETCH, PATCH, iPATCH or a number from 1 to 31.
 A group is asked through a proxy, with --multicast-timeout. Ctrl-C ends a group request early and tells the
 proxy so. Exit codes: 0 there was a success (2.xx) or none was wanted, 1 there was none, 2 wrong command line.`
@@ -59,14 +60,14 @@ func runRequest(ctx context.Context, stdio stdio, args []string) int {
 	if err := s.readPayload(stdio.in); err != nil {
 		return fail(exitFailed, err)
 	}
-	peer, err := s.resolve(ctx, net.DefaultResolver)
+	to, err := s.resolve(ctx, net.DefaultResolver)
 	switch {
 	case errors.Is(err, client.ErrRequest):
 		return fail(exitUsage, err)
 	case err != nil:
 		return fail(exitFailed, err)
 	}
-	a, err := newAsker(ctx, s, stdio, peer)
+	a, err := newAsker(ctx, s, stdio, to)
 	switch {
 	case errors.Is(err, client.ErrRequest):
 		return fail(exitUsage, err)
@@ -107,7 +108,8 @@ func parseRequest(stdio stdio, args []string) (_ *requestSettings, code int, don
 		r.Options = append(r.Options, message.Option{ID: id, Value: value})
 	}
 
-	flags.StringVar(&s.via, "via", "", "`URI` of the proxy, e.g. coap://127.0.0.1:5683; without it the URI's host is asked")
+	flags.StringVar(&s.via, "via", "", "`URI` of the proxy, e.g. coap://127.0.0.1:5683 or coaps+tcp://proxy.example; without it the URI's host is asked")
+	s.secrets.add(flags)
 	flags.Func("oscore", "protect with the OSCORE context in `FILE`, for the proxy, or the server without one; again: for the next on the way", func(v string) error {
 		s.oscore = append(s.oscore, v)
 		return nil
@@ -332,9 +334,9 @@ type resolver interface {
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// resolve finds the address to send to: that of the proxy or of the URI's host.
+// resolve finds where to send to: to the proxy or to the URI's host.
 // What is wrong with the command line wraps client.ErrRequest.
-func (s *requestSettings) resolve(ctx context.Context, names resolver) (netip.AddrPort, error) {
+func (s *requestSettings) resolve(ctx context.Context, names resolver) (destination, error) {
 	u := s.target
 	if s.via != "" {
 		text := s.via
@@ -343,19 +345,19 @@ func (s *requestSettings) resolve(ctx context.Context, names resolver) (netip.Ad
 		}
 		var err error
 		if u, err = wire.ParseURI(text); err != nil {
-			return netip.AddrPort{}, fmt.Errorf("%w: --via: %w", client.ErrRequest, err)
+			return destination{}, fmt.Errorf("%w: --via: %w", client.ErrRequest, err)
 		}
 		if len(u.Path) > 0 || u.Query != nil {
-			return netip.AddrPort{}, fmt.Errorf("%w: --via %s: only a host and a port", client.ErrRequest, s.via)
+			return destination{}, fmt.Errorf("%w: --via %s: only a host and a port", client.ErrRequest, s.via)
 		}
 	}
 	switch {
-	case u.Scheme != "coap":
-		return netip.AddrPort{}, fmt.Errorf("%w: %s is not supported here, only coap (CoAP over UDP)", client.ErrRequest, u.Scheme)
+	case !isCoAP(u):
+		return destination{}, fmt.Errorf("%w: %s needs a proxy: only the schemes of CoAP are spoken here", client.ErrRequest, u.Scheme)
 	case u.Addr.IsMulticast():
-		return netip.AddrPort{}, fmt.Errorf("%w: --via %s: a group is no proxy", client.ErrRequest, s.via)
+		return destination{}, fmt.Errorf("%w: --via %s: a group is no proxy", client.ErrRequest, s.via)
 	case u.Addr.IsValid():
-		return netip.AddrPortFrom(u.Addr, u.Port), nil
+		return destination{scheme: u.Scheme, addr: netip.AddrPortFrom(u.Addr, u.Port)}, nil
 	}
 	network := "ip"
 	if s.bind.IsValid() {
@@ -366,12 +368,12 @@ func (s *requestSettings) resolve(ctx context.Context, names resolver) (netip.Ad
 	}
 	addrs, err := names.LookupNetIP(ctx, network, u.Host)
 	if err != nil {
-		return netip.AddrPort{}, err
+		return destination{}, err
 	}
 	for _, a := range addrs {
 		if a = a.Unmap(); !a.IsMulticast() {
-			return netip.AddrPortFrom(a, u.Port), nil
+			return destination{scheme: u.Scheme, name: u.Host, addr: netip.AddrPortFrom(a, u.Port)}, nil
 		}
 	}
-	return netip.AddrPort{}, fmt.Errorf("%s is a group: ask it through a proxy, with --via", u.Host)
+	return destination{}, fmt.Errorf("%s is a group: ask it through a proxy, with --via", u.Host)
 }

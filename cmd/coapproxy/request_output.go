@@ -31,6 +31,7 @@ type requestOutput struct {
 	quiet    bool
 	verbose  bool
 	progress bool // err is a terminal
+	scheme   string
 
 	mu    sync.Mutex
 	drawn bool // a progress line stands on the terminal
@@ -71,7 +72,11 @@ func (o *requestOutput) hint(format string, args ...any) {
 // sent prints a message that was sent; it is client.Config.Trace.
 func (o *requestOutput) sent(m *wire.Message, to netip.AddrPort) {
 	o.locked(func() {
-		fmt.Fprintf(o.err, "> %s  %s  to %s  message id %d  %s  %s", typeName(m.Type), wire.CodeString(m.Code), peerURI(to), m.ID,
+		kind, id := typeName(m.Type)+"  ", fmt.Sprintf("  message id %d", m.ID)
+		if overConnection(o.scheme) { // RFC 8323 §3.2: messages have neither
+			kind, id = "", ""
+		}
+		fmt.Fprintf(o.err, "> %s%s  to %s%s  %s  %s", kind, wire.CodeString(m.Code), peerURI(o.scheme, to), id,
 			tokenText(m.Token), o.words.all(m.Options, m.Code, nil))
 		if len(m.Payload) > 0 {
 			fmt.Fprintf(o.err, "  payload %d bytes", len(m.Payload))
@@ -103,7 +108,9 @@ func (o *requestOutput) response(server string, p *client.Response) {
 	}
 	words := []string{fmt.Sprintf("+%.3fs", p.Elapsed.Seconds()), escape(server), wire.CodeString(p.Code)}
 	if o.verbose {
-		words = append(words, typeName(p.Type))
+		if !overConnection(p.Scheme) {
+			words = append(words, typeName(p.Type))
+		}
 	}
 	if p.Blocks > 1 {
 		words = append(words, fmt.Sprintf("%d blocks", p.Blocks))
@@ -220,7 +227,7 @@ type jsonResponse struct {
 	Seconds    float64       `json:"seconds"`
 	Server     string        `json:"server"`
 	Peer       string        `json:"peer"`
-	Type       string        `json:"type"`
+	Type       string        `json:"type,omitempty"`
 	Code       string        `json:"code"`
 	Name       string        `json:"name,omitempty"`
 	Options    []jsonOption  `json:"options"`
@@ -258,8 +265,11 @@ type jsonSummary struct {
 
 func newJSONResponse(server string, p *client.Response, words optionWords) jsonResponse {
 	code, name, _ := strings.Cut(wire.CodeString(p.Code), " ")
-	r := jsonResponse{Event: "response", Seconds: milliseconds(p.Elapsed), Server: server, Peer: peerURI(p.Peer), Type: typeName(p.Type),
+	r := jsonResponse{Event: "response", Seconds: milliseconds(p.Elapsed), Server: server, Peer: peerURI(p.Scheme, p.Peer),
 		Code: code, Name: name, Options: []jsonOption{}, Payload: newJSONPayload(p), Stale: p.Stale}
+	if !overConnection(p.Scheme) {
+		r.Type = typeName(p.Type)
+	}
 	if p.Blocks > 1 {
 		r.Blocks = p.Blocks
 	}

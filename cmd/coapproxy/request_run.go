@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -52,21 +51,25 @@ const (
 )
 
 // newAsker opens the port.
-func newAsker(ctx context.Context, s *requestSettings, stdio stdio, peer netip.AddrPort) (*asker, error) {
+func newAsker(ctx context.Context, s *requestSettings, stdio stdio, to destination) (*asker, error) {
 	a := &asker{settings: s, show: newRequestOutput(stdio, s)}
 	a.tally = requestTally{began: time.Now(), servers: make(map[string]bool), codes: make(map[string]int)}
+	a.show.scheme = to.scheme
 	config := client.Config{Local: s.bind, Numbers: s.numbers}
 	if s.verbose {
 		config.Trace = a.show.sent
 	}
 	var err error
+	if config.Way, err = s.secrets.way(to); err != nil {
+		return nil, err
+	}
 	if len(s.oscore)+len(s.through) > 0 {
 		if a.oscore, err = newOSCOREClient(s.oscore, s.via != "", s.through, s.numbers); err != nil {
 			return nil, err
 		}
 		config.Protector = a.oscore
 	}
-	if a.client, err = client.Dial(ctx, peer, config); err != nil {
+	if a.client, err = client.Dial(ctx, to.addr, config); err != nil {
 		return nil, errors.Join(err, a.oscore.Close())
 	}
 	return a, nil
@@ -211,9 +214,21 @@ func failedEnd(ctx context.Context, err error) (ending, string) {
 	case errors.Is(err, endpoint.ErrReset):
 		return endError, "the other side rejected the message (RST)"
 	case errors.Is(err, endpoint.ErrUndeliverable):
-		return endError, "nobody is there: the network says that the address or port cannot be reached"
+		return endError, unreachable(err)
 	}
 	return endError, err.Error()
+}
+
+// unreachable says what is known of a peer that cannot be reached.
+func unreachable(err error) string {
+	why := strings.TrimLeft(strings.TrimPrefix(err.Error(), endpoint.ErrUndeliverable.Error()), ":\n ")
+	if why == "" {
+		return "nobody is there: the network says that the address or port cannot be reached"
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		why += " (to a wrong pre-shared key the other side says nothing)"
+	}
+	return "the other side cannot be reached: " + strings.ReplaceAll(why, "\n", ": ")
 }
 
 // serverOf names who made a response: the server that Reply-From tells (GP-116),
@@ -225,7 +240,7 @@ func serverOf(r *client.Request, p *client.Response) string {
 	case r.Timeout.Present:
 		return "proxy"
 	}
-	return peerURI(p.Peer)
+	return peerURI(p.Scheme, p.Peer)
 }
 
 // sentence is the summary in words.

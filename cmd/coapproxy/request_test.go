@@ -320,11 +320,14 @@ func TestRequestWrongCommandLine(t *testing.T) {
 		{"32 coap://192.0.2.1/", `unknown method "32"`},
 		{"GET 192.0.2.1", "192.0.2.1"},
 		{"GET coap://192.0.2.1/#x", "fragment"},
-		{"GET coaps://192.0.2.1/", "only coap (CoAP over UDP)"},
-		{"GET http://192.0.2.1/", "only coap"},
+		{"GET --psk no-such-file coap://192.0.2.1/", "nothing is secured over coap"},
+		{"GET --psk no-such-file coaps+tcp://192.0.2.1/", "--psk is for coaps"},
+		{"GET --certificate no-such-file coaps://192.0.2.1/", "--certificate and --key go together"},
+		{"GET --via coaps://192.0.2.1 --key no-such-file coap://192.0.2.1/", "--certificate and --key go together"},
+		{"GET http://192.0.2.1/", "only the schemes of CoAP"},
 		{"GET gopher://192.0.2.1/", "unsupported URI scheme"},
 		{"GET " + group, "ask it through a proxy, with --via"},
-		{"GET --via http://192.0.2.1/ " + group, "only coap"},
+		{"GET --via http://192.0.2.1/ " + group, "only the schemes of CoAP"},
 		{"GET --via coap://192.0.2.1/path " + group, "only a host and a port"},
 		{"GET --via coap://224.0.1.187 " + group, "a group is no proxy"},
 		{"GET --via :: " + group, "--via"},
@@ -409,7 +412,7 @@ func TestRequestNames(t *testing.T) {
 				return
 			}
 			require.NoError(t, err)
-			require.Equal(t, test.want, got.String())
+			require.Equal(t, test.want, got.addr.String())
 		})
 	}
 }

@@ -49,6 +49,7 @@ func runTrace(ctx context.Context, stdio stdio, args []string) int {
 		t.request.Timeout, err = parseSeconds(v)
 		return err
 	})
+	s.secrets.add(flags)
 	flags.IntVar(&t.most, "max-hops", 16, "give up after `N` proxies, 1 to 255")
 	flags.IntVar(&t.tries, "tries", 3, "how often to ask each, `N`")
 	flags.DurationVar(&t.request.Wait, "timeout", 2*time.Second, "how long to wait for each answer, `TIME`")
@@ -76,14 +77,21 @@ func runTrace(ctx context.Context, stdio stdio, args []string) int {
 	if s.groupWithoutTimeout() {
 		t.request.Timeout.Seconds, t.request.Timeout.Present = 10, true
 	}
-	peer, err := s.resolve(ctx, net.DefaultResolver)
+	to, err := s.resolve(ctx, net.DefaultResolver)
 	switch {
 	case errors.Is(err, client.ErrRequest):
 		return fail(exitUsage, err)
 	case err != nil:
 		return fail(exitFailed, err)
 	}
-	if t.client, err = client.Dial(ctx, peer, client.Config{}); err != nil {
+	way, err := s.secrets.way(to)
+	if err == nil {
+		t.client, err = client.Dial(ctx, to.addr, client.Config{Way: way})
+	}
+	switch {
+	case errors.Is(err, client.ErrRequest):
+		return fail(exitUsage, err)
+	case err != nil:
 		return fail(exitFailed, err)
 	}
 	defer t.client.Close()
