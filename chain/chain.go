@@ -161,7 +161,8 @@ var _ exchange.Handler = (*Chain)(nil)
 func (c *Chain) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	h := c.hops[r.Target.NextHop]
 	if h == nil {
-		return exchange.Fail(w, exchange.Failf(exchange.Internal, "unknown next hop"))
+		// It was one when the server was announced, or heard.
+		return exchange.Fail(w, exchange.Failf(exchange.Unreachable, "the next proxy that leads there is not configured any more"))
 	}
 	h.Stats.Requests.Add(1)
 	if r.Target.Group {

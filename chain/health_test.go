@@ -3,13 +3,16 @@ package chain
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/require"
 
 	"coapproxy/exchange"
+	"coapproxy/wire"
 )
 
 var errRefused = &exchange.Failure{Reason: exchange.Unreachable, Err: errors.New("refused")}
@@ -287,11 +290,11 @@ func TestNamed(t *testing.T) {
 	})
 }
 
-// A hop that nobody configured is a mistake in the program.
+// A hop that is not configured any more, where a server was announced before.
 func TestUnknownHop(t *testing.T) {
 	inBench(t, nil, func(b *bench) {
 		c, _ := b.send(&exchange.Request{Method: codes.GET, Target: exchange.Target{NextHop: "other"}})
-		require.Equal(t, exchange.Internal, c.failure(t).Reason)
+		require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
 	})
 }
 
@@ -397,5 +400,35 @@ func TestHandshake(t *testing.T) {
 		b.leg.restore(first)
 		b.after(2 * time.Minute)
 		require.True(t, p.usable())
+	})
+}
+
+// A target that a hop announced as its own (GP-102, GP-118) is asked for where it
+// is, without any Proxy option, and of nobody else. The hop's health counts where
+// that is the hop's own address.
+func TestAnnouncedByHop(t *testing.T) {
+	inBench(t, withBackup, func(b *bench) {
+		options := message.Options{{ID: wire.URIHost, Value: []byte("192.0.2.77")}, {ID: wire.URIPath, Value: []byte("a")}}
+		ask := func(to string) *client {
+			// The leg of the test takes a request without a Proxy option for an attempt to find the hop.
+			c, _ := b.send(&exchange.Request{Method: codes.GET, Form: exchange.FormServer, Options: insert(slices.Clone(options), wire.ProxyScheme, nil),
+				Target: exchange.Target{Scheme: "coap", Addr: netip.MustParseAddrPort(to), NextHop: "next"}})
+			return c
+		}
+		for i, to := range []string{first, "192.0.2.9:6001"} {
+			c := ask(to)
+			s := b.leg.all()[i]
+			require.Equal(t, netip.MustParseAddrPort(to), s.request.Target.Addr)
+			require.Len(t, s.request.Options, 3)
+			s.respond(codes.Content)
+			s.end(nil)
+			require.Equal(t, []error{nil}, c.ended())
+		}
+		b.leg.lose(first, errRefused)
+		for range 2 {
+			require.Equal(t, exchange.Unreachable, ask(first).failure(t).Reason)
+		}
+		require.Len(t, b.leg.all(), 3, "not by the other address, and not again while it is down")
+		require.EqualValues(t, 1, b.stats.Refused.Load())
 	})
 }

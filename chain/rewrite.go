@@ -16,6 +16,9 @@ const maxProxyURI = 1034
 // target in the form in which the client gave it (FP-39). They are sorted and
 // alias those of r.
 func options(r *exchange.Request) message.Options {
+	if r.Form == exchange.FormServer {
+		return r.Options
+	}
 	u := wire.URI{Scheme: r.Target.Scheme, Host: r.Target.Host, Port: r.Target.Addr.Port()}
 	if u.Host == "" {
 		u.Addr = r.Target.Addr.Addr()
@@ -36,6 +39,7 @@ func options(r *exchange.Request) message.Options {
 	}
 	var id message.OptionID
 	var value []byte
+	kept, written := wire.First(r.Options, wire.ProxyURI) // of an HTTP server, where an encoded delimiter means something else than a plain one
 	switch form {
 	case exchange.FormCRI:
 		var ok bool
@@ -43,7 +47,10 @@ func options(r *exchange.Request) message.Options {
 			id = wire.ProxyCRI
 		}
 	case exchange.FormURI:
-		if value = []byte(u.String()); len(value) <= maxProxyURI {
+		if value = kept; !written {
+			value = []byte(u.String())
+		}
+		if len(value) <= maxProxyURI {
 			id = wire.ProxyURI
 		}
 	}
@@ -56,7 +63,7 @@ func options(r *exchange.Request) message.Options {
 		}
 	}
 	for _, o := range r.Options {
-		if whole && (o.ID == wire.URIPath || o.ID == wire.URIQuery) {
+		if o.ID == wire.ProxyURI || whole && (o.ID == wire.URIPath || o.ID == wire.URIQuery) {
 			continue // Proxy-Uri and Proxy-Cri override them (FP-2)
 		}
 		out = append(out, o)

@@ -91,6 +91,32 @@ func TestForms(t *testing.T) {
 	}
 }
 
+// The URI of an HTTP server goes on as it was written; in the other forms the next
+// proxy gets its parts, and no Proxy-Uri beside them (FP-2).
+func TestWrittenURI(t *testing.T) {
+	const written = "http://192.0.2.7/a%2Fb?q=1%2B2"
+	target := exchange.Target{Scheme: "http", Addr: netip.MustParseAddrPort("192.0.2.7:80")}
+	given := message.Options{{ID: wire.URIPath, Value: []byte("a/b")}, {ID: wire.URIQuery, Value: []byte("q=1+2")}, {ID: wire.ProxyURI, Value: []byte(written)}}
+	for form, want := range map[exchange.Form]message.OptionID{exchange.FormURI: wire.ProxyURI, exchange.NoForm: wire.ProxyURI,
+		exchange.FormCRI: wire.ProxyCRI, exchange.FormScheme: wire.ProxyScheme} {
+		got := options(&exchange.Request{Form: form, Target: target, Options: given})
+		named := 0
+		for _, o := range got {
+			switch o.ID {
+			case wire.ProxyURI, wire.ProxyCRI, wire.ProxyScheme:
+				named++
+				require.Equal(t, want, o.ID)
+			}
+		}
+		require.Equal(t, 1, named)
+		if want == wire.ProxyURI {
+			value, _ := wire.First(got, want)
+			require.Equal(t, written, string(value))
+			require.False(t, wire.Has(got, wire.URIPath) || wire.Has(got, wire.URIQuery))
+		}
+	}
+}
+
 func at(addr string, port uint16) exchange.Target {
 	return exchange.Target{Scheme: "coap", Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), port)}
 }

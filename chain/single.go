@@ -15,20 +15,44 @@ import (
 
 // single carries out a request for one server.
 func (h *hop) single(r *exchange.Request, w exchange.Sink) exchange.Canceler {
-	p, f := h.choose(nil)
-	if f != nil {
-		return exchange.Fail(w, f)
-	}
 	onward := *r
 	onward.Options = options(r)
 	onward.Timeout = exchange.Timeout{} // a server has one response
 	onward.Confirmable = true           // so that the next proxy shows that it is there
+	asServer := r.Form == exchange.FormServer
+	var p *peer
+	var f *exchange.Failure
+	if asServer {
+		if p = h.at(&r.Target); p == nil { // an address of its own for that server (GP-54)
+			return h.Whole.Exchange(&onward, w)
+		}
+		if !p.usable() {
+			h.Stats.Refused.Add(1)
+			f = p.failure()
+		}
+	} else {
+		p, f = h.choose(nil)
+	}
+	if f != nil {
+		return exchange.Fail(w, f)
+	}
 	s := &single{hop: h, sink: w, server: r.Target.Addr}
-	if isSafe(r.Method) && h.spare(p) {
+	if isSafe(r.Method) && !asServer && h.spare(p) {
 		s.request = onward.Clone()
 	}
 	s.begin(p, &onward)
 	return s
+}
+
+// at is the address of the hop that a target is, wherever a zone belongs; nil for
+// another one.
+func (h *hop) at(t *exchange.Target) *peer {
+	for _, p := range h.peers {
+		if to := p.to(); to.Scheme == t.Scheme && to.Addr.Port() == t.Addr.Port() && to.Addr.Addr().WithZone("") == t.Addr.Addr().WithZone("") {
+			return p
+		}
+	}
+	return nil
 }
 
 // isSafe reports whether a request can be carried out twice without effect: only

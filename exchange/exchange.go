@@ -238,6 +238,9 @@ const (
 	FormCRI
 	FormScheme
 	FormSchemeNumber
+	// FormServer is that of a request that a next proxy gets as a server does, without
+	// any Proxy option: it announced a target of its own there (GP-118).
+	FormServer
 )
 
 // GroupAddr is one more group of a group request.

@@ -46,10 +46,12 @@ type Mappings struct {
 }
 
 // serverKey tells servers apart: by address or, behind a next proxy that stands
-// in for its servers, by what that one announced.
+// in for its servers, by what that one announced. Behind several next proxies there
+// can be the same addresses.
 type serverKey struct {
-	addr netip.AddrPort
-	via  string
+	nextHop string
+	addr    netip.AddrPort
+	via     string
 }
 
 // hostKey is what a client has in Uri-Host and Uri-Port, port 0 standing for
@@ -293,6 +295,9 @@ func (m *Mappings) at(local netip.AddrPort, host hostKey, rest [][]byte, now tim
 	if s, ok := m.byLocal[local]; ok {
 		return m.use(s.mapping, now), 0, true
 	}
+	if s, ok := m.byLocal[netip.AddrPortFrom(host.addr, host.port)]; ok { // named in a proxy request, say
+		return m.use(s.mapping, now), 0, true
+	}
 	if host.addr.IsValid() {
 		if to := m.use(m.byHost[host], now); to != nil {
 			return to, 0, false
@@ -317,14 +322,14 @@ func (m *Mappings) Len() int {
 // a next proxy announced it as something else, that. It reports false for what no
 // request can be sent to.
 func behindOf(from netip.AddrPort, replyFrom []byte) (serverKey, behind, bool) {
-	if replyFrom == nil {
-		return serverKey{addr: from}, behind{destination: destination{scheme: "coap", addr: from.Addr(), port: from.Port()}}, from.IsValid()
+	if from.IsValid() {
+		return serverKey{addr: from}, behind{destination: destination{scheme: "coap", addr: from.Addr(), port: from.Port()}}, true
 	}
 	v, err := wire.ParseReplyFrom(replyFrom)
-	if err != nil {
+	if err != nil || !v.Server.Addr.IsValid() {
 		return serverKey{}, behind{}, false
 	}
-	to := behind{destination: destination{scheme: v.Server.Scheme, host: v.Server.Host, addr: v.Server.Addr, port: v.Server.Port}}
+	to := behind{destination: destination{scheme: v.Server.Scheme, addr: v.Server.Addr.WithZone(""), port: v.Server.Port}}
 	if v.Ref != nil { // GP-118
 		to.path, to.uriPort = v.Ref.Path, v.Ref.Port
 		switch {

@@ -33,6 +33,10 @@ func (t *Targets) toNextHop(r *exchange.Request, w exchange.Sink, d *destination
 	if len(addrs) > 0 {
 		r.Target.Addr = netip.AddrPortFrom(addrs[0], d.port)
 	}
+	if d.asServer {
+		r.Form = exchange.FormServer // GP-118
+		return t.Next.Exchange(r, w)
+	}
 	r.Target.Group = groups || len(addrs) == 0 && t.GroupName != nil && t.GroupName(d.host, d.port)
 	if !r.Target.Group {
 		if d.addr.IsValid() && t.Own(d.scheme, r.Target.Addr) {

@@ -102,6 +102,11 @@ func (v *Reverse) routeOf(p *Place) *ReverseRoute {
 	return nil
 }
 
+// names reports whether a route is for a name.
+func (v *Reverse) names(host string) bool {
+	return v != nil && host != "" && slices.ContainsFunc(v.Routes, func(t ReverseRoute) bool { return slices.Contains(t.Hosts, host) })
+}
+
 func (t *ReverseRoute) matches(p *Place) bool {
 	if t.Listener != nil && !t.Listener(p.Scheme, p.Local) {
 		return false
@@ -329,15 +334,8 @@ func (a *announcing) Locate(t *exchange.Target) {
 // Respond implements exchange.Sink.
 func (a *announcing) Respond(p *exchange.Response) exchange.Verdict {
 	a.response = *p
-	if p.GroupPort != 0 && a.found.route != nil && a.found.route.Servers != Direct {
-		switch {
-		case p.From.IsValid():
-			a.response.ReplyFrom = a.announce(p) // GP-102, behind a next proxy
-		case p.ReplyFrom != nil:
-			// What a reverse-proxy behind a next proxy announces is no address that a
-			// mapping could lead to, and not the client's to know (GP-112).
-			a.response.ReplyFrom = []byte{}
-		}
+	if p.GroupPort != 0 && a.found.route != nil && a.found.route.Servers != Direct && (p.From.IsValid() || p.ReplyFrom != nil) {
+		a.response.ReplyFrom = a.announce(p) // GP-102, behind a next proxy
 	}
 	if p.Code == codes.Created && wire.Has(p.Options, wire.LocationPath) {
 		a.response.Options = a.relocated(p.Options)
@@ -387,7 +385,7 @@ func (a *announcing) announce(p *exchange.Response) []byte {
 	if !ok {
 		return []byte{}
 	}
-	to.nextHop = a.nextHop
+	key.nextHop, to.nextHop, to.asServer = a.nextHop, a.nextHop, key.via != ""
 	now := time.Now()
 	self := wire.URI{Scheme: a.scheme, Addr: a.local.Addr().WithZone(""), Port: a.local.Port()}
 	if t.Announce.IsValid() {

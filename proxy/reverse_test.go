@@ -226,7 +226,7 @@ func TestMappingToAnnouncedTarget(t *testing.T) {
 			numbers := wire.DefaultNumbers()
 			v := &Reverse{ServersPath: []string{"servers"}, Mappings: NewMappings(MappingsConfig{Lifetime: time.Hour, Max: 9, Stats: &stats, Log: zap.NewNop()})}
 			a := &announcing{reverse: v, scheme: "coap+tcp", local: addrPort("198.51.100.1:5683"), found: &found{route: &ReverseRoute{Groups: []string{"g"}}}}
-			value := a.announce(&exchange.Response{From: addrPort("192.0.2.9:5683"), ReplyFrom: unhex(t, tt.announced), GroupPort: 1})
+			value := a.announce(&exchange.Response{ReplyFrom: unhex(t, tt.announced), GroupPort: 1})
 			got, err := wire.ParseReplyFrom(value)
 			require.NoError(t, err)
 			require.Equal(t, "coap+tcp://198.51.100.1", got.ServerURI())
@@ -253,7 +253,7 @@ func TestMappingToAnnouncedTarget(t *testing.T) {
 func TestNothingToAnnounce(t *testing.T) {
 	v := &Reverse{Mappings: NewMappings(MappingsConfig{Lifetime: time.Hour, Max: 9, Stats: &Stats{}, Log: zap.NewNop()})}
 	a := &announcing{reverse: v, scheme: "coap", local: addrPort("0.0.0.0:5683"), found: &found{route: &ReverseRoute{}}}
-	for _, p := range []exchange.Response{{From: addrPort("192.0.2.9:5683")}, {From: addrPort("192.0.2.9:5683"), ReplyFrom: []byte("garbage")}} {
+	for _, p := range []exchange.Response{{From: addrPort("192.0.2.9:5683")}, {ReplyFrom: []byte("garbage")}} {
 		value := a.announce(&p)
 		require.NotNil(t, value)
 		require.Empty(t, value)

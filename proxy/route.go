@@ -73,7 +73,9 @@ func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 		r.Timeout = exchange.Timeout{} // it means nothing to a single server (GP-28)
 	}
 	if s.onward {
-		leg = t.NextHop
+		if leg = t.NextHop; leg == nil { // there were next proxies when the server was announced, or heard
+			return exchange.Fail(s, exchange.Failf(exchange.Unreachable, "the next proxy that leads there is not configured any more"))
+		}
 	}
 	r.Options = options
 	return leg.Exchange(r, s)

@@ -62,8 +62,10 @@ type destination struct {
 	host   string
 	addr   netip.Addr // valid for a literal
 	port   uint16
-	// nextHop names the next proxy behind which an announced server was heard.
-	nextHop string
+	// nextHop names the next proxy behind which an announced server was heard;
+	// asServer says that it is a target of that proxy's own (GP-102).
+	nextHop  string
+	asServer bool
 }
 
 // Exchange implements exchange.Handler.
@@ -251,10 +253,11 @@ func (t *Targets) Itself(r *exchange.Request) (message.Options, bool) {
 }
 
 // addressed reports whether a destination is what the request was sent to, or one
-// of OwnNames (FP-8).
+// of OwnNames (FP-8): on a port where the proxy listens, or on any if it stands in
+// for that name.
 func (t *Targets) addressed(r *exchange.Request, d *destination) bool {
 	return d.scheme == r.Scheme && d.addr == r.Local.Addr() && d.port == r.Local.Port() ||
-		t.alias(d) && t.Own(d.scheme, netip.AddrPortFrom(r.Local.Addr(), d.port))
+		t.alias(d) && (t.Reverse.names(d.host) || t.Own(d.scheme, netip.AddrPortFrom(r.Local.Addr(), d.port)))
 }
 
 // PassesThrough reports whether a request with OSCORE and without Proxy option is
