@@ -92,14 +92,11 @@ type Listener struct {
 // Listen opens the sockets. Serve closes them.
 func Listen(config ListenConfig) (*Listener, error) {
 	c := config.withDefaults()
-	tcp := c.TCP
-	if tcp == nil {
-		var err error
-		if tcp, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.Addr)); err != nil {
-			return nil, fmt.Errorf("listen: %w", err)
-		}
+	tcp, udp, err := c.sockets()
+	if err != nil {
+		return nil, err
 	}
-	l := &Listener{config: c, tcp: tcp, conns: connLimit{max: c.MaxConns, maxPeer: c.MaxPeerConns, stats: c.Front.Stats,
+	l := &Listener{config: c, tcp: tcp, udp: udp, conns: connLimit{max: c.MaxConns, maxPeer: c.MaxPeerConns, stats: c.Front.Stats,
 		peers: make(map[netip.Addr]int)}}
 	l.front.Store(c.Front)
 	if c.TLS == nil {
@@ -111,19 +108,38 @@ func Listen(config ListenConfig) (*Listener, error) {
 		now.MinVersion, now.NextProtos = tls.VersionTLS13, protocols
 		return now, nil
 	}}
-	if !c.TLS.NoHTTP3 {
-		addr := net.UDPAddrFromAddrPort(l.Addr())
-		var err error
-		if l.udp = c.UDP; l.udp == nil {
-			l.udp, err = net.ListenUDP("udp", addr)
-		}
-		if err != nil {
-			_ = tcp.Close()
-			return nil, fmt.Errorf("listen for HTTP/3: %w", err)
-		}
-		l.altSvc = `h3=":` + strconv.Itoa(addr.Port) + `"; ma=86400`
+	if udp != nil {
+		l.altSvc = `h3=":` + strconv.Itoa(int(l.Addr().Port())) + `"; ma=86400`
 	}
 	return l, nil
+}
+
+// sockets are those that were passed, or new ones: for TCP and, with HTTP/3, for UDP
+// at the same port, else nil. Where any port will do, one is looked for that is free
+// for both.
+func (c *ListenConfig) sockets() (*net.TCPListener, net.PacketConn, error) {
+	http3 := c.TLS != nil && !c.TLS.NoHTTP3
+	for tries := 1; ; tries++ {
+		tcp := c.TCP
+		var err error
+		if tcp == nil {
+			if tcp, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.Addr)); err != nil {
+				return nil, nil, fmt.Errorf("listen: %w", err)
+			}
+		}
+		if !http3 || c.UDP != nil {
+			return tcp, c.UDP, nil
+		}
+		at := tcp.Addr().(*net.TCPAddr)
+		udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: at.IP, Port: at.Port, Zone: at.Zone})
+		if err == nil {
+			return tcp, udp, nil
+		}
+		_ = tcp.Close()
+		if c.TCP != nil || c.Addr.Port() != 0 || tries == 10 {
+			return nil, nil, fmt.Errorf("listen for HTTP/3: %w", err)
+		}
+	}
 }
 
 // Addr is the address listened on.

@@ -127,7 +127,7 @@ func TestChainLinks(t *testing.T) {
 
 			in = c.ask(get(coap.CON, "coap://127.0.3.1/x"))
 			require.Equal(t, coap.CodeOf(4, 1), in.Code, "by the one behind: %q", in.Payload) // GP-90
-			require.Contains(t, behind.refusals(), "denied")
+			eventually(t, func() bool { return slices.Contains(behind.refusals(), "denied") }, "in the log of the one behind")
 
 			// GP-94: how far away the hop is, is known and shown.
 			type shape struct {

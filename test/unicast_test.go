@@ -150,7 +150,8 @@ func TestForwardFailures(t *testing.T) {
 // carried out again meanwhile.
 func TestSeparateResponse(t *testing.T) {
 	t.Parallel()
-	origin := single(t, after(1200*time.Millisecond, content))
+	release := make(chan struct{})
+	origin := single(t, func(s *server, r *request) { <-release; content(s, r) })
 	p := startProxy(t, netip.AddrPort{}, forwarding)
 	c := newClient(t, here, clientAddr, p.addr())
 	c.keepMute(true)
@@ -160,6 +161,7 @@ func TestSeparateResponse(t *testing.T) {
 	require.Equal(t, coap.Message{Type: coap.ACK, ID: m.ID, Token: []byte{}}, *c.expect().Message)
 	c.send(m) // the client's host repeats it
 	require.Equal(t, coap.Message{Type: coap.ACK, ID: m.ID, Token: []byte{}}, *c.expect().Message)
+	close(release)
 	in := c.expect()
 	require.Equal(t, coap.CON, in.Type)
 	require.Equal(t, m.Token, in.Token)
