@@ -95,7 +95,7 @@ func (q *query) events() *problem {
 	h["Content-Type"] = []string{eventStream}
 	h["Cache-Control"] = []string{"no-store, no-transform"} // HC-89
 	h["X-Accel-Buffering"] = []string{"no"}
-	h.Add("Vary", "Accept")
+	f.varies(h)
 	q.w.WriteHeader(http.StatusOK)
 	f.Stats.EventStreams.Add(1)
 	defer f.Stats.EventStreams.Add(-1)
@@ -201,7 +201,7 @@ func (q *query) waitOf() time.Duration {
 	if !q.reading || len(q.listed) == 0 || q.timeout.Present {
 		return 0
 	}
-	n, err := strconv.ParseUint(preferences(q.r.Header.Values("Prefer"))["wait"], 10, 32)
+	n, err := strconv.ParseUint(preferences(q.r.Header["Prefer"])["wait"], 10, 32)
 	if err != nil {
 		return 0
 	}

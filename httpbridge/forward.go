@@ -28,19 +28,17 @@ func (x *call) forward() *problem {
 	if secure(x.place.uri) && x.r.TLS == nil && !f.SecureFromPlain {
 		return refuse(http.StatusForbidden, "coaps targets are not reached from plain HTTP", "use https") // HC-102
 	}
-	timeout, refusal := parseTimeout(h.Values(fieldTimeout))
+	timeout, refusal := parseTimeout(h[fieldTimeout])
 	if refusal != nil {
 		return refusal
 	}
 	if !timeout.Present {
 		timeout = x.place.timeout // HC-92
 	}
-	q := &query{call: x, method: method, timeout: timeout, stored: readCacheControl(h.Values("Cache-Control"))}
-	defer func() { f.budget.give(q.kept) }()
-	for _, read := range []func() *problem{q.readConditions, q.readAccept, q.readOSCORE, q.readBody} {
-		if refusal := read(); refusal != nil {
-			return refusal
-		}
+	q := &x.query
+	q.call, q.method, q.timeout, q.stored = x, method, timeout, readCacheControl(h["Cache-Control"])
+	if refusal := q.read(); refusal != nil {
+		return refusal
 	}
 	if q.watch && !(timeout.Present && timeout.Seconds == 0) { // GP-36
 		return q.events()
@@ -66,17 +64,32 @@ type query struct {
 	watch   bool            // server-sent events are wanted
 	stored  exchange.Stored
 	payload []byte
-	kept    int       // bytes of the budget
-	room    [6]string // of values
+	kept    int              // bytes of the budget
+	asked   exchange.Request // what was handed on last; layers have changed it
+	sent    message.Options  // with which it was
 	translation
+}
+
+// read reads the header and the body.
+func (q *query) read() *problem {
+	if refusal := q.readConditions(); refusal != nil {
+		return refusal
+	}
+	if refusal := q.readAccept(); refusal != nil {
+		return refusal
+	}
+	if refusal := q.readOSCORE(); refusal != nil {
+		return refusal
+	}
+	return q.readBody()
 }
 
 // readConditions reads the fields of RFC 9110 section 13 and Group-ETag.
 func (q *query) readConditions() *problem {
 	h := q.r.Header
-	q.translation = translation{front: q.call.front, place: &q.call.place, values: q.room[:0], reading: q.method == codes.GET || q.method == wire.FETCH,
+	q.translation = translation{front: q.call.front, place: q.call.place, values: make([]string, 0, 6), reading: q.method == codes.GET || q.method == wire.FETCH,
 		private: q.proven != ByNetwork || secure(q.call.place.uri)} // HC-51
-	if values := h.Values("If-Match"); len(values) > 0 { // HC-54
+	if values := h["If-Match"]; len(values) > 0 { // HC-54
 		tags, any, _ := entityTags(values)
 		switch {
 		case any:
@@ -89,7 +102,7 @@ func (q *query) readConditions() *problem {
 		}
 		q.critical = true
 	}
-	if values := h.Values("If-None-Match"); len(values) > 0 { // HC-53
+	if values := h["If-None-Match"]; len(values) > 0 { // HC-53
 		tags, any, _ := entityTags(values)
 		switch {
 		case q.reading:
@@ -105,7 +118,7 @@ func (q *query) readConditions() *problem {
 		}
 	}
 	if q.timeout.Present {
-		for _, tag := range parseGroupETags(h.Values(fieldGroupETag)) {
+		for _, tag := range parseGroupETags(h[fieldGroupETag]) {
 			q.add(q.call.front.Numbers.GroupETag, tag) // HC-81
 		}
 	}
@@ -131,7 +144,7 @@ func insertOption(options message.Options, id message.OptionID, value []byte) me
 
 // readAccept reads Accept and Accept-Encoding (HC-40, HC-42).
 func (q *query) readAccept() *problem {
-	ranges := parseAccept(q.r.Header.Values("Accept"))
+	ranges := parseAccept(q.r.Header["Accept"])
 	if q.reading && q.r.Method != http.MethodHead && q.r.ProtoAtLeast(1, 1) {
 		ranges, q.watch = takeEvents(ranges)
 	}
@@ -139,7 +152,7 @@ func (q *query) readAccept() *problem {
 		q.form, ranges = formOf(ranges, q.r)
 	}
 	coding := ""
-	for _, e := range parseAccept(q.r.Header.Values("Accept-Encoding")) {
+	for _, e := range parseAccept(q.r.Header["Accept-Encoding"]) {
 		if e.name == "identity" && e.q == 0 {
 			coding = "deflate" // else the plain form, which every server may have
 		}
@@ -165,14 +178,14 @@ func (q *query) readBody() *problem {
 		}
 		return nil
 	case wire.FETCH:
-		if !hasBody || r.Header.Get("Content-Type") == "" {
+		if !hasBody || first(r.Header, "Content-Type") == "" {
 			return refuse(http.StatusBadRequest, "QUERY needs a body and its Content-Type", "") // HC-20
 		}
 	}
 	if r.ContentLength > int64(limit) {
 		return tooLarge(limit)
 	}
-	coding := strings.ToLower(strings.TrimSpace(strings.Join(r.Header.Values("Content-Encoding"), ",")))
+	coding := strings.ToLower(strings.TrimSpace(strings.Join(r.Header["Content-Encoding"], ",")))
 	stored := coding
 	if coding == "identity" || coding == "gzip" || coding == "x-gzip" {
 		stored = ""
@@ -182,7 +195,7 @@ func (q *query) readBody() *problem {
 	default:
 		return refuse(http.StatusUnsupportedMediaType, "this Content-Encoding is not served", "send the body as it is, or with gzip") // HC-48
 	}
-	if value := r.Header.Get("Content-Type"); value != "" && !q.protected {
+	if value := first(r.Header, "Content-Type"); value != "" && !q.protected {
 		n, ok := q.call.front.media.format(value, stored)
 		if !ok {
 			return refuse(http.StatusUnsupportedMediaType, "the Content-Type has no CoAP Content-Format",
@@ -253,21 +266,23 @@ func (q *query) unreadable(err error, limit int) *problem {
 	return p
 }
 
-// request makes the exchange.Request with the n-th of the Accept values to try.
+// request makes the exchange.Request with the n-th of the Accept values to try. It
+// is good until the next call.
 func (q *query) request(n int, echo []byte) *exchange.Request {
-	options := make(message.Options, len(q.options), len(q.options)+4)
-	copy(options, q.options)
+	options := append(q.sent[:0], q.options...)
 	if n < len(q.accept) {
 		options = insertOption(options, wire.Accept, wire.AppendUint([]byte{}, uint32(q.accept[n])))
 	}
-	options = insertOption(options, wire.ProxyURI, []byte(q.call.place.text))
+	options = insertOption(options, wire.ProxyURI, q.call.place.text)
 	if echo != nil {
 		options = insertOption(options, wire.Echo, echo)
 	}
-	return &exchange.Request{ID: q.id, Method: q.method, Options: options, Payload: q.payload,
-		Confirmable: !q.timeout.Present, Timeout: q.timeout, Client: q.client, Peer: q.peer, Local: local(q.r), Scheme: scheme(q.r),
+	q.sent = options
+	q.asked = exchange.Request{ID: q.id, Method: q.method, Options: options, Payload: q.payload,
+		Confirmable: !q.timeout.Present, Timeout: q.timeout, Client: q.client, Peer: q.peer, Local: q.local(), Scheme: scheme(q.r),
 		Secured: q.r.TLS != nil || q.call.front.SecureFromPlain, // HC-102, FP-87
 		Arrival: time.Now(), BodyLimit: q.call.front.Limits.ResponseBody, Stored: q.stored}
+	return &q.asked
 }
 
 // scheme of the listener that took a request.

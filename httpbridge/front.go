@@ -1,7 +1,6 @@
 package httpbridge
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -23,36 +22,14 @@ type Front struct {
 	Config
 	mapping *mapping
 	media   *mediaTypes
-	always  [3]string // values of fields that every response has
+	always  [4]string // values of fields that many responses have
 	*load
-}
-
-// load is what is under way.
-type load struct {
-	budget *budget
-
-	mu        sync.Mutex
-	active    int
-	perClient map[asker]int
-	draining  bool
-	idle      chan struct{} // closed when draining and nothing is active
-	ended     func()        // see begun
 }
 
 // NewFront returns a Front. The error says what is wrong with the Config.
 func NewFront(c Config) (*Front, error) {
 	c.Limits = c.Limits.withDefaults()
 	return newFrontWith(c, newLoad(c.Limits.TotalBytes))
-}
-
-func newLoad(totalBytes int) *load {
-	l := &load{budget: newBudget(totalBytes), perClient: make(map[asker]int), idle: make(chan struct{})}
-	l.ended = func() {
-		l.mu.Lock()
-		l.leave()
-		l.mu.Unlock()
-	}
-	return l
 }
 
 // Successor returns a Front for another Config that takes the place of f: what is
@@ -73,7 +50,7 @@ func newFrontWith(c Config, l *load) (*Front, error) {
 		return nil, fmt.Errorf("identifier %q cannot stand in a Via field", c.Identifier)
 	}
 	return &Front{Config: c, mapping: m, media: newMediaTypes(c.Media), load: l,
-		always: [...]string{"nosniff", "default-src 'none'; sandbox", "CoAP/1 " + c.Identifier}}, nil
+		always: [...]string{"nosniff", "default-src 'none'; sandbox", "CoAP/1 " + c.Identifier, "Accept"}}, nil
 }
 
 var _ http.Handler = (*Front)(nil)
@@ -83,8 +60,9 @@ type call struct {
 	front *Front
 	w     http.ResponseWriter
 	r     *http.Request
+	conn  *guard // of HTTP/1; else nil
 	send  sender
-	place place
+	place *place // shared, never changed
 	// client and how it was identified.
 	client *exchange.Identity
 	proven ProvenBy
@@ -92,14 +70,23 @@ type call struct {
 	credentials string
 	peer        netip.AddrPort
 	id          uint64
+	query       query
 }
+
+var calls = sync.Pool{New: func() any { return new(call) }}
 
 // ServeHTTP implements http.Handler.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.Stats.Requests.Add(1)
-	x := &call{front: f, w: w, r: r, id: f.Engine.NextID(), peer: addrOf(r.RemoteAddr)}
-	x.send.begin(w, r, &f.Limits)
-	defer x.send.finish()
+	x := calls.Get().(*call)
+	x.front, x.w, x.r, x.id, x.conn = f, w, r, f.Engine.NextID(), guardOf(r)
+	if x.conn != nil {
+		x.peer = x.conn.peer
+	} else {
+		x.peer = addrOf(r.RemoteAddr)
+	}
+	x.send.begin(w, r, &f.Limits, x.conn)
+	defer x.over()
 	h := w.Header()
 	h["X-Content-Type-Options"] = f.always[0:1:1]
 	h["Content-Security-Policy"] = f.always[1:2:2] // whatever a device serves, it is no page of ours
@@ -111,10 +98,31 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// over is called when the request was answered, or the answer was cut off: nothing
+// has x any more.
+func (x *call) over() {
+	x.send.finish()
+	x.front.budget.give(x.query.kept)
+	room := x.query.sent
+	clear(room)
+	*x = call{}
+	x.query.sent = room[:0]
+	calls.Put(x)
+}
+
+// varies says that a response depends on Accept (HC-58).
+func (f *Front) varies(h http.Header) {
+	if h["Vary"] == nil {
+		h["Vary"] = f.always[3:4:4]
+		return
+	}
+	h["Vary"] = append(h["Vary"], f.always[3])
+}
+
 // serve carries the request out or says what is wrong.
 func (x *call) serve() *problem {
 	f, r := x.front, x.r
-	if reason := malformed(r); reason != "" {
+	if reason := x.conn.malformed(r); reason != "" {
 		p := refuse(http.StatusBadRequest, reason, "")
 		p.close = true
 		return p // HC-104
@@ -125,7 +133,7 @@ func (x *call) serve() *problem {
 		return nil
 	}
 	var refusal *problem
-	if x.place, refusal = f.mapping.resolve(r.RequestURI, r.Host); refusal != nil {
+	if x.place, refusal = f.mapping.find(r.RequestURI, r.Host); refusal != nil {
 		return refusal
 	}
 	if x.place.kind == placeOpenAPI {
@@ -145,11 +153,11 @@ func (x *call) serve() *problem {
 	case placeServer:
 		return refuse(http.StatusNotImplemented, "the method "+quoteMethod(r.Method)+" is not carried out here", "") // HC-20
 	}
-	release, refusal := f.admit(x)
+	who, refusal := f.admit(x)
 	if refusal != nil {
 		return refusal
 	}
-	defer release()
+	defer f.release(who)
 	return x.forward()
 }
 
@@ -160,7 +168,7 @@ func (x *call) identify() *problem {
 	if x.place.forward {
 		field, challenge, status = "Proxy-Authorization", "Proxy-Authenticate", http.StatusProxyAuthRequired
 	}
-	who, err := f.Clients.Authenticate(Proof{Peer: x.peer, TLS: x.r.TLS, Authorization: x.r.Header.Get(field), Cookie: cookieOf(x.r)})
+	who, err := f.Clients.Authenticate(Proof{Peer: x.peer, TLS: x.r.TLS, Authorization: first(x.r.Header, field), Cookie: cookieOf(x.r)})
 	switch {
 	case errors.Is(err, ErrPlainCredentials):
 		return refuse(http.StatusForbidden, "credentials are not taken without TLS", "use https, and change these credentials: they have been seen")
@@ -192,81 +200,6 @@ func (f *Front) plainCredentials() bool {
 	return ok && a.PlainCredentials
 }
 
-// admit counts the request in (HC-97).
-func (f *Front) admit(x *call) (release func(), _ *problem) {
-	key := asker{addr: x.peer.Addr()}
-	if x.client != nil && x.proven != ByNetwork {
-		key = asker{name: x.client.Name}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	switch {
-	case f.draining:
-		return nil, refuse(http.StatusServiceUnavailable, "shutting down", "").retryAfter(10 * time.Second)
-	case f.active >= f.Limits.Exchanges:
-		return nil, refuse(http.StatusServiceUnavailable, "too many exchanges are running", "").retryAfter(time.Second)
-	case f.perClient[key] >= f.Limits.ClientExchanges:
-		return nil, refuse(http.StatusTooManyRequests, "too many requests of this client are running", "").retryAfter(time.Second)
-	}
-	f.active++
-	f.perClient[key]++
-	f.Stats.Running.Add(1)
-	return func() { f.release(key) }, nil
-}
-
-// asker is somebody whose requests are counted: a client entry by its name, or an
-// address.
-type asker struct {
-	name string
-	addr netip.Addr
-}
-
-func (f *Front) release(key asker) {
-	f.Stats.Running.Add(-1)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.perClient[key]--; f.perClient[key] == 0 {
-		delete(f.perClient, key)
-	}
-	f.leave()
-}
-
-// leave is called under the lock when something that was counted as active is
-// over.
-func (l *load) leave() {
-	if l.active--; l.active == 0 && l.draining {
-		close(l.idle)
-	}
-}
-
-// begun counts an exchange that may outlive its HTTP request; the result is
-// called at its end.
-func (f *Front) begun() (ended func()) {
-	f.mu.Lock()
-	f.active++
-	f.mu.Unlock()
-	return f.ended
-}
-
-// Drain refuses new requests from now on and waits until those under way, and
-// the exchanges they began, have ended or ctx has. It reports how many were
-// left. It may be called once.
-func (f *Front) Drain(ctx context.Context) int {
-	f.mu.Lock()
-	f.draining = true
-	if f.active == 0 {
-		close(f.idle)
-	}
-	f.mu.Unlock()
-	select {
-	case <-f.idle:
-	case <-ctx.Done():
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.active
-}
-
 // refuse answers with an error of the proxy's own.
 func (x *call) refuse(p *problem) {
 	f := x.front
@@ -277,10 +210,10 @@ func (x *call) refuse(p *problem) {
 	for name, values := range p.fields {
 		h[name] = values
 	}
-	contentType, body := p.document(x.r.Header.Values("Accept"))
+	contentType, body := p.document(x.r.Header["Accept"])
 	h["Content-Type"] = []string{contentType}
 	h["Cache-Control"] = []string{"no-store"}
-	h.Add("Vary", "Accept") // HC-58
+	f.varies(h)
 	if p.close && x.r.ProtoMajor == 1 {
 		h["Connection"] = []string{"close"}
 	}
@@ -302,14 +235,33 @@ func addrOf(s string) netip.AddrPort {
 func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // local is the address the request was sent to.
-func local(r *http.Request) netip.AddrPort {
-	switch a := r.Context().Value(http.LocalAddrContextKey).(type) {
+func (x *call) local() netip.AddrPort {
+	if x.conn != nil {
+		return x.conn.local
+	}
+	a, _ := x.r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	return addrPortOf(a)
+}
+
+// addrPortOf is an address of a socket.
+func addrPortOf(a net.Addr) netip.AddrPort {
+	switch a := a.(type) {
 	case *net.TCPAddr:
 		return unmapped(a.AddrPort())
 	case *net.UDPAddr:
 		return unmapped(a.AddrPort())
 	}
 	return netip.AddrPort{}
+}
+
+// first is the value of a header field, the first one if there are several, "" for
+// none. The name is in the canonical form of net/http, which Get would have to find
+// out.
+func first(h http.Header, name string) string {
+	if values := h[name]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
 }
 
 // quoteMethod makes a method fit for an error text.

@@ -58,7 +58,7 @@ func formOf(ranges []mediaRange, r *http.Request) (form, []mediaRange) {
 
 // group carries out a request with a Multicast-Timeout.
 func (q *query) group() *problem {
-	_, asked := preferences(q.r.Header.Values("Prefer"))[preferStream]
+	_, asked := preferences(q.r.Header["Prefer"])[preferStream]
 	streams := q.form == formLines || q.form == formBatch && asked
 	if streams && q.timeout.Seconds > 0 && q.r.ProtoAtLeast(1, 1) && q.r.Method != http.MethodHead { // HC-86, HC-88
 		return q.stream()
@@ -122,7 +122,7 @@ func (q *query) respondAlone(p *exchange.Response) {
 	h := q.w.Header() // HC-81
 	h[fieldGroupETag] = []string{tag}
 	h["Cache-Control"] = []string{"private, no-cache"}
-	h.Add("Vary", "Accept")
+	q.call.front.varies(h)
 	q.w.WriteHeader(http.StatusNotModified)
 }
 
@@ -152,7 +152,7 @@ func (q *query) open(contentType string, items []received) {
 	h := q.w.Header()
 	h["Content-Type"] = []string{contentType}
 	h["Cache-Control"] = []string{"no-store"}
-	h.Add("Vary", "Accept") // HC-58
+	q.call.front.varies(h)
 	for i := len(items) - 1; i >= 0; i-- {
 		if tag := q.call.front.groupETag(items[i].Options); tag != "" {
 			h[fieldGroupETag] = []string{tag} // HC-81

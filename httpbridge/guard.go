@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 )
@@ -29,6 +30,10 @@ type guard struct {
 	refused  *atomic.Uint64
 	released func()
 	closed   atomic.Bool
+	// peer and local are the addresses of the connection.
+	peer, local netip.AddrPort
+	// sendBy is the write deadline, of the goroutine that serves the requests.
+	sendBy time.Time
 
 	// Touched by Read only, which the server does not call twice at a time.
 	buf     []byte // what in and out are parts of
@@ -59,7 +64,8 @@ const guardBuffer = 4096
 func newGuard(c net.Conn, maxHead int, refused *atomic.Uint64, released func()) *guard {
 	var token [16]byte
 	_, _ = rand.Read(token[:]) // never fails
-	return &guard{Conn: c, target: refusedPath + hex.EncodeToString(token[:]), maxHead: maxHead, refused: refused, released: released}
+	return &guard{Conn: c, target: refusedPath + hex.EncodeToString(token[:]), maxHead: maxHead, refused: refused, released: released,
+		peer: addrPortOf(c.RemoteAddr()), local: addrPortOf(c.LocalAddr())}
 }
 
 // secureGuard is a guard over TLS. Only it has the method by which the server
@@ -89,13 +95,19 @@ func withGuard(ctx context.Context, c net.Conn) context.Context {
 // the connection follows.
 const refusedPath = "/refused/"
 
-// malformed returns why the guard refused a message, "" for any other request.
-func malformed(r *http.Request) string {
-	g, ok := r.Context().Value(guardKey{}).(*guard)
-	if !ok || r.RequestURI != g.target {
+// guardOf is the guard of the connection that a request came on, nil if it has none.
+func guardOf(r *http.Request) *guard {
+	g, _ := r.Context().Value(guardKey{}).(*guard)
+	return g
+}
+
+// malformed returns why the guard refused a message, "" for any other request. g may
+// be nil.
+func (g *guard) malformed(r *http.Request) string {
+	if g == nil || r.RequestURI != g.target {
 		return ""
 	}
-	return r.Header.Get("Reason")
+	return first(r.Header, "Reason")
 }
 
 // Read implements net.Conn.

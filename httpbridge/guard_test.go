@@ -21,11 +21,18 @@ type script struct {
 	io.Reader
 }
 
+// noConn is what a script needs of a connection.
+type noConn struct{ net.Conn }
+
+func (noConn) LocalAddr() net.Addr { return nil }
+
+func (noConn) RemoteAddr() net.Addr { return nil }
+
 func (s script) Read(p []byte) (int, error) { return s.Reader.Read(p) }
 
 func guardOver(r io.Reader) (*guard, *atomic.Uint64) {
 	refused := new(atomic.Uint64)
-	return newGuard(script{Reader: r}, 1000, refused, func() {}), refused
+	return newGuard(script{Conn: noConn{}, Reader: r}, 1000, refused, func() {}), refused
 }
 
 const goodHead = "GET / HTTP/1.1\r\nHost: h\r\n\r\n"

@@ -20,8 +20,6 @@ type received struct {
 type inbox struct {
 	maxParts, maxBytes int
 	budget             *budget
-	// once: the exchange is over with its first response.
-	once bool
 	// done is called when the exchange has ended.
 	done func()
 
@@ -55,9 +53,6 @@ func (b *inbox) Respond(p *exchange.Response) exchange.Verdict {
 	size := weight(p)
 	switch {
 	case b.abandon:
-		if b.once {
-			return exchange.Stop
-		}
 		return exchange.Continue // cancelled already, or of use to a cache (HC-60)
 	case len(b.queue) >= b.maxParts, b.bytes+size > b.maxBytes && len(b.queue) > 0, !b.budget.take(size):
 		b.overflow = true
@@ -66,9 +61,6 @@ func (b *inbox) Respond(p *exchange.Response) exchange.Verdict {
 	}
 	b.queue, b.bytes = append(b.queue, received{p.Clone(), time.Now()}), b.bytes+size
 	b.signal()
-	if b.once {
-		return exchange.Stop
-	}
 	return exchange.Continue
 }
 

@@ -3,6 +3,7 @@ package httpbridge
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/http"
 	"net/url"
 	"slices"
@@ -67,7 +68,7 @@ type place struct {
 	kind  placeKind
 	query string // of the resources of the proxy itself
 	uri   wire.URI
-	text  string // uri, written out
+	text  []byte // uri, written out
 	// forward: the request came in the forward-proxy form (HC-11).
 	forward bool
 	timeout exchange.Timeout // default of the route
@@ -78,6 +79,8 @@ type mapping struct {
 	Mapping
 	templates []template
 	routes    []mappedRoute // longest path first
+	byHost    bool          // what a target means can depend on the host that was addressed
+	memo      placeMemo
 }
 
 type mappedRoute struct {
@@ -87,7 +90,7 @@ type mappedRoute struct {
 }
 
 func newMapping(c Mapping) (*mapping, error) {
-	m := &mapping{Mapping: c}
+	m := &mapping{Mapping: c, memo: placeMemo{seed: maphash.MakeSeed()}}
 	if m.Prefix == "" {
 		m.Prefix = defaultPrefix
 	}
@@ -111,6 +114,7 @@ func newMapping(c Mapping) (*mapping, error) {
 		case !strings.HasPrefix(r.Path, "/"):
 			return nil, fmt.Errorf("route %q: the path must begin with a slash", r.Path)
 		}
+		m.byHost = m.byHost || r.Host != ""
 		m.routes = append(m.routes, mappedRoute{Route: r, target: u, text: strings.TrimSuffix(u.String(), "/")})
 	}
 	slices.SortStableFunc(m.routes, func(a, b mappedRoute) int { return len(b.Path) - len(a.Path) })
@@ -118,6 +122,23 @@ func newMapping(c Mapping) (*mapping, error) {
 }
 
 func isCoAP(scheme string) bool { return strings.HasPrefix(scheme, "coap") }
+
+// find is resolve with what it remembers. The place is shared and never changed.
+func (m *mapping) find(target, host string) (*place, *problem) {
+	if m.byHost || len(target) > memoLength {
+		p, refusal := m.resolve(target, host)
+		return &p, refusal
+	}
+	slot, hash, known := m.memo.look(target)
+	if known != nil {
+		return known, nil
+	}
+	p, refusal := m.resolve(target, host)
+	if refusal == nil {
+		slot.remember(target, hash, &p)
+	}
+	return &p, refusal
+}
 
 // resolve reads a raw request target (HC-5). host is what the client addressed.
 func (m *mapping) resolve(target, host string) (place, *problem) {
@@ -244,7 +265,7 @@ func (m *mapping) target(text string) (place, *problem) {
 	if len(written) > maxTarget {
 		return place{}, refuse(http.StatusRequestURITooLong, fmt.Sprintf("the target URI is longer than %d bytes", maxTarget), "")
 	}
-	return place{uri: u, text: written}, nil
+	return place{uri: u, text: []byte(written)}, nil
 }
 
 // openBrackets turns encoded brackets in the authority back (HC-4). s begins

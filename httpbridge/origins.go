@@ -62,7 +62,7 @@ func (o *Origins) share(h http.Header, r *http.Request) {
 		return
 	}
 	h.Add("Vary", "Origin") // HC-58
-	origin := r.Header.Get("Origin")
+	origin := first(r.Header, "Origin")
 	if origin == "" || !o.allows(origin) {
 		return
 	}
@@ -81,8 +81,8 @@ func (o *Origins) share(h http.Header, r *http.Request) {
 // of a page; share has been called. It reports false if it is none, or not one
 // of an allowed origin.
 func (o *Origins) preflight(h http.Header, r *http.Request, query bool) bool {
-	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" ||
-		!o.allows(r.Header.Get("Origin")) {
+	if r.Method != http.MethodOptions || first(r.Header, "Access-Control-Request-Method") == "" ||
+		!o.allows(first(r.Header, "Origin")) {
 		return false
 	}
 	methods := allowedMethods
@@ -109,11 +109,11 @@ func (o *Origins) crossSite(r *http.Request, proven ProvenBy, forward bool) *pro
 		return refuse(http.StatusMisdirectedRequest, "this proxy does not answer under the name "+strconv.Quote(hostOnly(r.Host)),
 			"use its address, or add the name to the proxy's configuration")
 	}
-	if proven == ByCredentials && strings.HasPrefix(strings.ToLower(r.Header.Get("Authorization")), "bearer ") ||
+	if proven == ByCredentials && strings.HasPrefix(strings.ToLower(first(r.Header, "Authorization")), "bearer ") ||
 		isSafe(r.Method) {
 		return nil
 	}
-	origin, site := r.Header.Get("Origin"), r.Header.Get("Sec-Fetch-Site")
+	origin, site := first(r.Header, "Origin"), first(r.Header, "Sec-Fetch-Site")
 	if origin != "" && o.allows(origin) {
 		return nil
 	}

@@ -25,8 +25,11 @@ const (
 // readOSCORE reads the OSCORE field. Together with it there is nothing that the
 // proxy would have to understand.
 func (q *query) readOSCORE() *problem {
-	values := q.r.Header.Values(fieldOSCORE)
-	mediaType, _, _ := mime.ParseMediaType(q.r.Header.Get("Content-Type"))
+	values, contentType := q.r.Header[fieldOSCORE], first(q.r.Header, "Content-Type")
+	if len(values) == 0 && contentType == "" {
+		return nil
+	}
+	mediaType, _, _ := mime.ParseMediaType(contentType)
 	switch {
 	case len(values) == 0 && (mediaType != mediaOSCORE || !q.call.front.OSCORE):
 		return nil

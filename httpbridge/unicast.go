@@ -3,6 +3,7 @@ package httpbridge
 import (
 	"errors"
 	"net/http"
+	"runtime"
 	"strconv"
 
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -14,63 +15,65 @@ import (
 
 // unicast carries out a request with one response.
 func (q *query) unicast() *problem {
-	f := q.call.front
-	var echo []byte
-	for try := 0; ; {
-		p, refusal := q.ask(q.request(try, echo))
-		if p == nil {
+	var t tries
+	for {
+		again, refusal := q.try(&t)
+		if !again {
 			return refusal
 		}
-		again := isSafe(q.r.Method)
-		challenge, challenged := wire.First(p.Options, wire.Echo)
-		switch {
-		case p.Code == codes.Unauthorized && challenged:
-			if again && echo == nil {
-				echo = append([]byte{}, challenge...)
-				continue
-			}
-			refusal := refuse(http.StatusServiceUnavailable, "the server wants proof that the request is fresh", "send it again").retryAfter(0)
-			refusal.close = true
-			return refusal // HC-99
-		case p.Code == codes.NotAcceptable && again && try+1 < len(q.accept):
-			try++
-			continue // HC-42
-		}
-		q.respond(p)
-		if e := f.Log.Check(zap.DebugLevel, "response"); e != nil {
-			e.Write(zap.Uint64("exchange", q.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
-		}
-		return nil
 	}
 }
 
-// ask carries out one exchange. Both results are nil when the client has gone.
-func (q *query) ask(r *exchange.Request) (*exchange.Response, *problem) {
+// tries is what has come of a request that is sent again because of its response.
+type tries struct {
+	n    int    // of the Accept values
+	echo []byte // nil: none was asked for
+}
+
+// try carries out one exchange and responds, or says that there has to be another.
+func (q *query) try(t *tries) (again bool, _ *problem) {
 	f := q.call.front
-	box := newInbox(1, f.Limits.ResponseBody+maxOptions, f.budget, f.begun())
+	box := f.newSingle()
 	defer box.leave()
-	box.once = true
-	cancel := f.Next.Exchange(r, box)
+	cancel := f.Next.Exchange(q.request(t.n, t.echo), box)
+	// Others that can go on right now have requests to send, too: all of them leave
+	// with one call.
+	runtime.Gosched()
 	f.Engine.Flush()
-	p, ok, err := box.next(q.r.Context(), nil)
+	p, ok, err := box.wait(q.r.Context().Done())
 	switch {
-	case ok:
-		return p.Response, nil
-	case q.r.Context().Err() != nil:
+	case !ok:
 		f.Stats.Disconnects.Add(1)
 		if !isSafe(q.r.Method) { // the result of a safe one is of use to a cache: HC-60
 			cancel.Cancel()
 			f.Engine.Flush()
 		}
-		return nil, nil
-	case err == nil:
-		return nil, failureProblem(exchange.Failf(exchange.NoAnswer, "no response"))
+		return false, nil
+	case err != nil:
+		return false, q.failed(err)
+	case p == nil:
+		return false, failureProblem(exchange.Failf(exchange.NoAnswer, "no response"))
 	}
-	return nil, q.failed(err)
+	challenge, challenged := wire.First(p.Options, wire.Echo)
+	switch {
+	case p.Code == codes.Unauthorized && challenged:
+		if isSafe(q.r.Method) && t.echo == nil {
+			t.echo = append([]byte{}, challenge...)
+			return true, nil
+		}
+		refusal := refuse(http.StatusServiceUnavailable, "the server wants proof that the request is fresh", "send it again").retryAfter(0)
+		refusal.close = true
+		return false, refusal // HC-99
+	case p.Code == codes.NotAcceptable && isSafe(q.r.Method) && t.n+1 < len(q.accept):
+		t.n++
+		return true, nil // HC-42
+	}
+	q.respond(p)
+	if e := f.Log.Check(zap.DebugLevel, "response"); e != nil {
+		e.Write(zap.Uint64("exchange", q.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("server", p.From))
+	}
+	return false, nil
 }
-
-// maxOptions is room for the options of a response.
-const maxOptions = 16 << 10
 
 // failed counts the end of an exchange that failed and makes its problem.
 func (q *query) failed(err error) *problem {
@@ -94,7 +97,7 @@ func (q *query) failed(err error) *problem {
 func (q *query) respond(p *exchange.Response) {
 	h := q.w.Header()
 	a, _ := q.into(h, p, false)
-	h["Vary"] = append(h["Vary"], "Accept") // HC-58
+	q.call.front.varies(h)
 	if value, ok := wire.First(p.Options, q.call.front.Numbers.MulticastTimeout); ok {
 		seconds, _ := wire.Uint(value)
 		h[fieldTimeout] = []string{strconv.FormatUint(uint64(seconds), 10)}
