@@ -41,6 +41,9 @@ type DTLSLimits struct {
 	Handshakes int
 	// Handshake is how long one may take.
 	Handshake time.Duration
+	// Wait is how long a datagram may have waited for a server when another handshake
+	// is begun in place of one that took too long.
+	Wait time.Duration
 	// Idle is how long a session is kept without a datagram of the peer.
 	Idle time.Duration
 	// Queue is how many datagrams may wait for the handshake with a server.
@@ -52,8 +55,8 @@ type DTLSLimits struct {
 
 // DefaultDTLSLimits returns the documented defaults.
 func DefaultDTLSLimits() DTLSLimits {
-	return DTLSLimits{Sessions: 4096, PerPeer: 64, Handshakes: 256, Handshake: 20 * time.Second, Idle: 24 * time.Hour,
-		Queue: 64, RetryMin: time.Second, RetryMax: time.Minute}
+	return DTLSLimits{Sessions: 4096, PerPeer: 64, Handshakes: 256, Handshake: 20 * time.Second, Wait: 75 * time.Second,
+		Idle: 24 * time.Hour, Queue: 64, RetryMin: time.Second, RetryMax: time.Minute}
 }
 
 // DTLSConn is a PacketConn whose datagrams travel in DTLS 1.2 sessions. As a

@@ -109,7 +109,7 @@ func (d *DTLSConn) clientOptions(s *dtlsSession) ([]dtls.ClientOption, error) {
 		dtls.WithCipherSuites(dtlsSuites(!psk, psk)...),
 	}
 	if psk {
-		s.identity, s.secret = identity, key
+		s.identity = identity
 		return append(options, dtls.WithPSK(func([]byte) ([]byte, error) { return key, nil }),
 			dtls.WithPSKIdentityHint([]byte(identity))), nil
 	}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,9 +40,8 @@ type dtlsSession struct {
 	open      openRequests
 	// credentials of this session, set by its goroutine when it begins.
 	credentials DTLSCredentials
-	// identity and secret are those used with a server, for a pre-shared key.
+	// identity is that used with a server, for a pre-shared key.
 	identity string
-	secret   []byte
 	// claimed is the beginning of the PSK identity that a client has named, for
 	// the log; nil until it has.
 	claimed atomic.Pointer[claim]
@@ -55,8 +55,14 @@ type dtlsSession struct {
 	isEstablished bool
 	heard         time.Time
 	asked         time.Time     // with a server: when it was first written to after that
+	used          time.Time     // with a server: when it was last written to
 	element       *list.Element // in owner.unproven or owner.silent
 	cid           connectionID
+
+	// attempt counts the handshakes begun for what waits; answered: the server has said
+	// something in this one.
+	attempt  int
+	answered atomic.Bool
 
 	// replaced: another session with the server has taken its place, and what was
 	// asked in this one goes on there.
@@ -66,8 +72,14 @@ type dtlsSession struct {
 	conn    *dtls.Conn // when the handshake is over
 	cause   error
 	ended   bool
-	cookie  []byte   // in our HelloVerifyRequest
-	waiting [][]byte // for the handshake
+	cookie  []byte            // in our HelloVerifyRequest
+	waiting []waitingDatagram // for the handshake
+}
+
+// waitingDatagram is one that waits for a handshake, and since when.
+type waitingDatagram struct {
+	data  []byte
+	since time.Time
 }
 
 // record is a datagram of records with the address it came from.
@@ -125,6 +137,7 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 	if established {
 		err = s.read(conn)
 	}
+	repeated := !established && d.client && errors.Is(err, context.DeadlineExceeded) && d.again(s)
 	s.end(err)
 	if conn != nil {
 		_ = conn.Close()
@@ -134,18 +147,20 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 	err, waiting := s.cause, s.waiting
 	s.waiting = nil
 	s.mu.Unlock()
-	d.remove(s, err)
+	if !repeated {
+		d.remove(s, err)
+	}
 	if !established {
-		d.Log.Info("DTLS handshake failed", append(s.suspicion(err), zap.Stringer("peer", s.addr), zap.Error(err))...)
+		d.Log.Info("DTLS handshake failed", append(s.suspicion(err), zap.Stringer("peer", s.addr), zap.Bool("again", repeated), zap.Error(err))...)
 	}
 	if d.client {
 		if s.identity != "" && !established && errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("%s: %w", otherKey, err)
 		}
 		peer := Peer{Addr: s.addr, name: s.name}
-		for _, data := range waiting {
+		for _, w := range waiting {
 			buf := dtlsBuffers.Get().(*[]byte)
-			*buf = append((*buf)[:0], data...)
+			*buf = append((*buf)[:0], w.data...)
 			d.deliver(received{peer: peer, data: buf, undeliverable: err})
 		}
 		if established && !s.replaced.Load() {
@@ -204,8 +219,8 @@ func (s *dtlsSession) begin(conn *dtls.Conn) (bool, error) {
 	waiting := s.waiting
 	s.waiting = nil
 	s.mu.Unlock()
-	for _, data := range waiting {
-		if _, err := conn.Write(data); err != nil {
+	for _, w := range waiting {
+		if _, err := conn.Write(w.data); err != nil {
 			return true, err
 		}
 	}
@@ -260,40 +275,23 @@ func (s *dtlsSession) write(data []byte) error {
 	return err
 }
 
-// writeOrWait is write for a session that may be in its handshake.
+// writeOrWait is write for a session that may be in its handshake. What waits
+// already need not wait twice, as a message that is repeated.
 func (s *dtlsSession) writeOrWait(data []byte) error {
 	s.mu.Lock()
 	if s.conn == nil && !s.ended {
 		defer s.mu.Unlock()
+		if slices.ContainsFunc(s.waiting, func(w waitingDatagram) bool { return bytes.Equal(w.data, data) }) {
+			return nil
+		}
 		if len(s.waiting) >= s.owner.Limits.Queue {
 			return os.ErrDeadlineExceeded
 		}
-		s.waiting = append(s.waiting, bytes.Clone(data))
+		s.waiting = append(s.waiting, waitingDatagram{bytes.Clone(data), time.Now()})
 		return nil
 	}
 	s.mu.Unlock()
 	return s.write(data)
-}
-
-// provenFor reports whether the server may be known by the name, as far as that
-// can be said: in the handshake only under the name it was begun for.
-func (s *dtlsSession) provenFor(name string) bool {
-	if name == s.name {
-		return true
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conn == nil {
-		return false
-	}
-	if s.leaf == nil { // a pre-shared key: whether it is that for this name, too
-		identity, key, ok := s.credentials.KeyFor(s.addr, name)
-		return ok && identity == s.identity && bytes.Equal(key, s.secret)
-	}
-	if name == "" {
-		name = s.addr.Addr().WithZone("").String()
-	}
-	return s.leaf.VerifyHostname(name) == nil
 }
 
 // end begins to end the session. It may wait for room in a socket buffer.
@@ -320,6 +318,7 @@ func (s *dtlsSession) endLater(cause error) {
 // push hands over a datagram of records, which is copied; with a full queue it
 // is lost, as datagrams are.
 func (s *dtlsSession) push(data []byte, addr netip.AddrPort) {
+	s.answered.Store(true)
 	select {
 	case s.in <- record{bytes.Clone(data), addr}:
 	default:

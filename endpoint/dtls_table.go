@@ -3,7 +3,6 @@ package endpoint
 import (
 	"crypto/rand"
 	"errors"
-	"net"
 	"net/netip"
 	"time"
 
@@ -72,80 +71,6 @@ func (d *DTLSConn) makeRoom() bool {
 	s.endLater(errSessionFull)
 	return true
 }
-
-// sessionTo returns the session with a server, which may be just being opened.
-func (d *DTLSConn) sessionTo(dg *Datagram) (*dtlsSession, error) {
-	addr := dg.Peer.Addr
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if a := d.byAddr[addr]; a != nil {
-		s := a.established
-		if s == nil {
-			s = a.pending
-		}
-		if !s.provenFor(dg.Peer.name) {
-			return nil, errOtherName
-		}
-		if !d.fallenSilent(s) {
-			return s, nil
-		}
-		s.replaced.Store(true)
-		s.endLater(errServerSilent)
-		delete(d.byAddr, addr)
-	}
-	if f, failed := d.failures.Get(serverName{addr, dg.Peer.name}); failed && time.Now().Before(f.until) {
-		return nil, f.err
-	}
-	if d.closing {
-		return nil, net.ErrClosed
-	}
-	if d.handshakes >= d.Limits.Handshakes || !d.makeRoom() {
-		d.Stats.Refused.Add(1)
-		return nil, errSessionFull
-	}
-	s := d.newSession(addr, dg.Path, dg.Peer.name)
-	s.proven = true
-	s.counted = true
-	d.handshakes++
-	d.peers[peerPrefix(addr.Addr())]++
-	d.byAddr[addr] = &addrSessions{pending: s}
-	d.Stats.Handshakes.Add(1)
-	d.wg.Go(s.dial)
-	return s, nil
-}
-
-// serverSilence is how long a server may leave everything unanswered before the
-// session with it counts as lost: it may have restarted, and then takes what we
-// send for noise. It is more than a server may take to acknowledge a message
-// twice over (RFC 7252 §4.8), and less than the time for which one is repeated.
-const serverSilence = 5 * time.Second
-
-// fallenSilent reports whether nothing has been heard in an established session
-// since we wrote, for too long; s is about to be written to. Called under the lock.
-func (d *DTLSConn) fallenSilent(s *dtlsSession) bool {
-	if !s.isEstablished {
-		return false
-	}
-	now := time.Now()
-	if !s.asked.After(s.heard) {
-		s.asked = now
-	}
-	if now.Sub(s.asked) < serverSilence {
-		return false
-	}
-	d.Stats.Silent.Add(1)
-	return true
-}
-
-var errServerSilent = errors.New("the server does not answer any more")
-
-// serverName is a server under the name that it has to prove.
-type serverName struct {
-	addr netip.AddrPort
-	name string
-}
-
-var errOtherName = errors.New("the server has a certificate for another name")
 
 // establish enters a session whose handshake is over.
 func (d *DTLSConn) establish(s *dtlsSession, conn *dtls.Conn) {

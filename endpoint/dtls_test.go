@@ -356,33 +356,43 @@ func TestDTLSIdle(t *testing.T) {
 	require.EqualValues(t, 1, b.config.Stats.Idle.Load())
 }
 
-// newDTLSLeg is the Client over DTLS.
-func newDTLSLeg(t *testing.T, c DTLSCredentials) (*Client, *DTLSStats) {
+// newDTLSLeg is the leg over DTLS. change may say something else of its sessions.
+func newDTLSLeg(t *testing.T, c DTLSCredentials, change ...func(*DTLSConfig)) (*DTLSLeg, *DTLSStats) {
 	engine := testStreamConfig(t).Engine
 	ctx, cancel := context.WithCancel(context.Background())
-	stats := &DTLSStats{}
-	client, err := NewClient(ctx, ClientConfig{
-		Engine: engine, Params: DefaultParams(), Dedup: DefaultDedupLimits(), Stats: &Stats{}, Log: zap.NewNop(),
+	secure := DTLSConfig{Engine: engine, Credentials: func() DTLSCredentials { return c }, Limits: DefaultDTLSLimits(), Stats: &DTLSStats{}, Log: zap.NewNop()}
+	secure.Limits.Handshake = time.Second
+	open := func(ctx context.Context, _ netip.Addr) (PacketConn, error) {
+		return ListenUDP(ctx, netip.AddrPortFrom(loopback, 0), UDPOptions{Errors: true})
+	}
+	clients := ClientConfig{
+		Engine: engine, Params: DefaultParams(), Dedup: DefaultDedupLimits(), Stats: &Stats{}, Log: zap.NewNop(), Open: open,
 		NStart: func(netip.AddrPort) int { return 8 }, Queue: 100, TimeoutCON: 30 * time.Second, TimeoutNON: 30 * time.Second, Ports: 2, Servers: 100,
-		Open: func(context.Context, netip.Addr) (PacketConn, error) {
-			config := dtlsConfig(t, engine, c)
-			config.Stats = stats
-			config.Limits.Handshake = time.Second
-			return NewDTLSClient(config)
-		},
-	})
+	}
+	for _, f := range change {
+		f(&secure)
+	}
+	if secure.Conn != nil { // what goes through another one
+		clients.Open = func(context.Context, netip.Addr) (PacketConn, error) { return secure.Conn, nil }
+	}
+	leg, err := NewDTLSLeg(ctx, clients, secure)
 	require.NoError(t, err)
-	t.Cleanup(func() { cancel(); client.Wait() })
-	return client, stats
+	t.Cleanup(func() { cancel(); leg.Wait() })
+	return leg, secure.Stats
 }
 
-func askDTLS(c *Client, server, payload string) *outcome {
+func askDTLS(c *DTLSLeg, server, payload string) *outcome {
+	return askNamed(c, server, "", payload)
+}
+
+// askNamed asks the server at an address by a name.
+func askNamed(c *DTLSLeg, server, name, payload string) *outcome {
 	o := newOutcome()
 	c.Exchange(&exchange.Request{
 		Method: codes.POST, Options: pathOptions("echo"), Payload: []byte(payload), Arrival: time.Now(),
-		Target: exchange.Target{Scheme: "coaps", Addr: netip.MustParseAddrPort(server)},
+		Target: exchange.Target{Scheme: "coaps", Host: name, Addr: netip.MustParseAddrPort(server)},
 	}, o)
-	c.config.Engine.Flush()
+	c.clients.Engine.Flush()
 	return o
 }
 
@@ -433,7 +443,7 @@ func TestDTLSClientFailures(t *testing.T) {
 	hanging := newOutcome()
 	leg.Exchange(&exchange.Request{Method: codes.GET, Options: pathOptions("hang"), Arrival: time.Now(),
 		Target: exchange.Target{Scheme: "coaps", Addr: b.conn.LocalAddr()}}, hanging)
-	leg.config.Engine.Flush()
+	leg.clients.Engine.Flush()
 	require.Eventually(t, func() bool { h, _ := b.handler.count(); return h == 1 }, 5*time.Second, time.Millisecond)
 	b.conn.mu.Lock()
 	for _, a := range b.conn.byAddr {

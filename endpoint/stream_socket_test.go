@@ -59,12 +59,12 @@ func (a *authority) pool() *x509.CertPool {
 	return p
 }
 
-// issue returns a certificate for the DNS name and for loopback.
-func (a *authority) issue(name string, usage x509.ExtKeyUsage, expires time.Time) tls.Certificate {
+// issue returns a certificate for the DNS names and for loopback.
+func (a *authority) issue(name string, usage x509.ExtKeyUsage, expires time.Time, more ...string) tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(a, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: append([]string{name}, more...),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: expires,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage},
 	}

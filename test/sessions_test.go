@@ -1,6 +1,7 @@
 package test
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
@@ -165,6 +166,38 @@ func TestServerRestarts(t *testing.T) {
 			t.Errorf("counters: %v", n)
 		}
 	}
+}
+
+// A server with two names on one DTLS address, with a certificate for each, is asked
+// under both at a time, each in a session of its own; a name that it has no certificate
+// for is 5.02, and disturbs neither.
+func TestServerWithTwoNames(t *testing.T) {
+	t.Parallel()
+	ca := newCertAuthority(t, "servers")
+	var options []tls.Certificate
+	names := []string{"one.example", "two.example"}
+	for _, name := range names {
+		own := ca.issue(name, func(c *x509.Certificate) { c.DNSNames = []string{name} })
+		p, err := tls.LoadX509KeyPair(own.cert, own.key)
+		require.NoError(t, err)
+		options = append(options, p)
+	}
+	o := newDatagramOrigin(t, here, netip.AddrPortFrom(clientAddr, 0), dtls.WithCertificates(options...))
+	o.keep("x", []byte("hello"))
+	p := startProxy(t, group0, settings{client: everyScheme, proxy: "require_secure_client: false", top: "credentials: {servers: {authorities: " + ca.file + "}}",
+		names: "one.example: [127.0.0.1]\ntwo.example: [127.0.0.1]\nthree.example: [127.0.0.1]"})
+	c := newClient(t, here, clientAddr, p.addr())
+	ask := func(name string) coap.Code {
+		return c.ask(get(coap.CON, fmt.Sprintf("coaps://%s:%d/x", name, o.addr.Port()))).Code
+	}
+	for range 5 {
+		for _, name := range names {
+			require.Equal(t, coap.CodeOf(2, 5), ask(name), name)
+		}
+		require.Equal(t, coap.CodeOf(5, 2), ask("three.example"))
+	}
+	require.Equal(t, len(names), o.sessions())
+	require.EqualValues(t, len(names), p.counters()["upstream_dtls_established_total"])
 }
 
 // A server that is away is refused at once for a while, then tried again; others

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
-	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -35,6 +33,10 @@ type upstreamStats struct {
 	streams  endpoint.StreamStats
 }
 
+// connectTime is how long a connection to a server may take to open, up to its CSM: four
+// lost SYNs and what comes after.
+const connectTime = 30 * time.Second
+
 // unusedUpstream is how long a connection to a server is kept without requests.
 const unusedUpstream = 10 * time.Minute
 
@@ -50,14 +52,15 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 		return nil, err
 	}
 	g.legs = append(g.legs, plain)
-	datagrams.Open = p.openSecureClient(c, g.secrets, log.Named("dtls"))
-	secure, err := endpoint.NewClient(ctx, datagrams)
+	secure, err := endpoint.NewDTLSLeg(ctx, datagrams, p.secureClient(c, g.secrets, log.Named("dtls")))
 	if err != nil {
 		return nil, err
 	}
 	g.legs = append(g.legs, secure)
+	limits := endpoint.DefaultStreamLimits()
+	limits.Handshake = connectTime
 	streams, err := endpoint.NewStreamClient(ctx, endpoint.StreamClientConfig{
-		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: endpoint.DefaultStreamLimits(), Stats: &p.stats.upstream.streams, Log: log},
+		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: limits, Stats: &p.stats.upstream.streams, Log: log},
 		TLS:          &tls.Config{RootCAs: g.secrets.ServerAuthorities, Certificates: g.secrets.ServerCertificates, MinVersion: tls.VersionTLS13},
 		Timeout:      c.Limits.ResponseTimeout, Connections: c.Limits.UpstreamConnections, Calls: c.Limits.UpstreamPending,
 		Observations: c.Limits.Observations, GroupStop: p.earlyStop(),
@@ -80,22 +83,12 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 	return &upstreams{legs: legs, coap: coap, single: single, streams: streams}, nil
 }
 
-// openSecureClient opens client ports whose datagrams travel in DTLS sessions.
-func (p *runningProxy) openSecureClient(c *config.Config, s *config.Loaded, log *zap.Logger) func(context.Context, netip.Addr) (endpoint.PacketConn, error) {
-	open := openClient(c)
-	credentials := func() endpoint.DTLSCredentials {
-		return endpoint.DTLSCredentials{Certificates: s.ServerCertificates, Authorities: s.ServerAuthorities, KeyFor: s.ServerPSK.For}
-	}
-	return func(ctx context.Context, wildcard netip.Addr) (endpoint.PacketConn, error) {
-		conn, err := open(ctx, wildcard)
-		if err != nil {
-			return nil, err
-		}
-		secured, err := endpoint.NewDTLSClient(endpoint.DTLSConfig{Conn: conn, Engine: p.engine, Credentials: credentials,
-			Limits: endpoint.DefaultDTLSLimits(), Stats: &p.stats.upstream.sessions, Log: log})
-		if err != nil {
-			return nil, errors.Join(err, conn.Close())
-		}
-		return secured, nil
-	}
+// secureClient says how sessions with servers over DTLS are made.
+func (p *runningProxy) secureClient(c *config.Config, s *config.Loaded, log *zap.Logger) endpoint.DTLSConfig {
+	limits := endpoint.DefaultDTLSLimits()
+	limits.Wait = min(limits.Wait, c.Limits.ResponseTimeoutCon) // nobody waits for longer
+	return endpoint.DTLSConfig{Engine: p.engine, Limits: limits, Stats: &p.stats.upstream.sessions, Log: log,
+		Credentials: func() endpoint.DTLSCredentials {
+			return endpoint.DTLSCredentials{Certificates: s.ServerCertificates, Authorities: s.ServerAuthorities, KeyFor: s.ServerPSK.For}
+		}}
 }
