@@ -160,7 +160,8 @@ func carry(t *testing.T, c carrier, uri string, size int) {
 	t.Helper()
 	body := random(size)
 	c.put(t, uri, body)
-	require.Equal(t, sha256.Sum256(body), sha256.Sum256(c.get(t, uri)), "%d bytes over %s", size, uri)
+	got := c.get(t, uri)
+	require.Equal(t, sha256.Sum256(body), sha256.Sum256(got), "%d of %d bytes came from %s by %v", len(got), size, uri, c)
 }
 
 // Every transport of a client with every transport of a server (FP-89): a body
@@ -197,11 +198,10 @@ func TestBodiesByClient(t *testing.T) {
 	ca := newCertAuthority(t, "servers")
 	o := newStreamOrigin(t, "coap+tcp", pair{}, 1<<20)
 	e := startEveryTransport(t, ca)
-	for name, c := range e.carriers(t) {
+	for _, c := range e.carriers(t) {
 		for _, size := range bodySizes {
 			carry(t, c, o.uri("r"), size)
 		}
-		_ = name
 	}
 	require.True(t, o.szx[bert], "no BERT block ever went to the server: %v", o.szx)
 	require.LessOrEqual(t, o.largest, 64<<10)
