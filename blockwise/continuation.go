@@ -59,7 +59,7 @@ func (c *Continuation) Exchange(r *exchange.Request, w exchange.Sink) exchange.C
 	s := &continued{layer: c, sink: w}
 	s.observes = wire.IsRegistration(r.Method, r.Options)
 	s.kept.keep(r)
-	s.deadline.Fire = func(time.Time) { s.serial.DoAlways(s.hurry) }
+	s.deadline.Fire = exchange.FireFunc(func(time.Time) { s.serial.DoAlways(s.hurry) })
 	s.until = r.Arrival.Add(r.Timeout.Duration())
 	s.last = s.until.Add(-margin(r.Timeout.Duration()))
 	group := c.Group.Exchange(r, s)

@@ -79,7 +79,7 @@ func (s *shared) plan(u *subscriber) {
 	for i := range waiting { // GP-79
 		waiting[i].at = u.until.Add(-gap + gap*time.Duration(i)/time.Duration(len(waiting)))
 	}
-	u.deadline.Fire = func(time.Time) { s.serial.DoAlways(func() { s.tick(u) }) }
+	u.deadline.Fire = exchange.FireFunc(func(time.Time) { s.serial.DoAlways(func() { s.tick(u) }) })
 	s.arm(u)
 }
 

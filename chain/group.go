@@ -32,8 +32,8 @@ func (h *hop) group(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	onward.Options = options(r)
 	onward.Confirmable = true // so that nothing is lost on the way, and the next proxy shows that it is there
 	g.request = onward.Clone()
-	g.end.Fire = func(time.Time) { g.serial.DoAlways(g.timeUp) }
-	g.watch.Fire = func(now time.Time) { g.serial.DoAlways(func() { g.doubt(now) }) }
+	g.end.Fire = exchange.FireFunc(func(time.Time) { g.serial.DoAlways(g.timeUp) })
+	g.watch.Fire = exchange.FireFunc(func(now time.Time) { g.serial.DoAlways(func() { g.doubt(now) }) })
 	g.serial.DoAlways(func() {
 		if !g.silent() {
 			h.chain.config.Engine.Schedule(&g.end, g.until) // GP-100

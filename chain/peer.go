@@ -59,7 +59,7 @@ func newPeer(h *hop, i int, a Address) *peer {
 	} else {
 		p.reason = exchange.Failf(exchange.Unreachable, "the name of the next proxy has not been resolved yet")
 	}
-	p.retry.Fire = func(time.Time) { p.look() }
+	p.retry.Fire = exchange.FireFunc(func(time.Time) { p.look() })
 	return p
 }
 
@@ -255,7 +255,7 @@ func (p *peer) check(then func(alive bool)) {
 	s := &probe{peer: p, sent: time.Now()}
 	r := &exchange.Request{ID: c.config.Engine.NextID(), Method: codes.GET, Confirmable: true, Target: p.to(), Arrival: s.sent,
 		Options: message.Options{{ID: wire.URIPath, Value: []byte(".well-known")}, {ID: wire.URIPath, Value: []byte("core")}}}
-	s.until.Fire = s.silent
+	s.until.Fire = exchange.FireFunc(s.silent)
 	s.cancel = c.config.Leg.Exchange(r, s)
 	if !s.over.Load() {
 		c.config.Engine.Schedule(&s.until, s.sent.Add(probeTimeout))

@@ -93,7 +93,7 @@ func (s *single) begin(p *peer, r *exchange.Request) {
 	t := &try{single: s, peer: p, sent: time.Now()}
 	onward := *r
 	onward.Target = p.to()
-	t.watch.Fire = func(time.Time) { t.missing() }
+	t.watch.Fire = exchange.FireFunc(func(time.Time) { t.missing() })
 	c.config.Engine.Schedule(&t.watch, t.sent.Add(s.hop.doubt()))
 	running := s.hop.Whole.Exchange(&onward, t)
 	s.mu.Lock()

@@ -37,7 +37,7 @@ func newDevice(i int, o Options, began time.Time) *device {
 		temperature: newDrift(randomFor(o.Seed, i, 1))}
 	d.resources = d.makeResources()
 	d.observers.all = make(map[observerKey]*observer)
-	d.observers.next.Fire = d.due
+	d.observers.next.Fire = exchange.FireFunc(d.due)
 	return d
 }
 
@@ -104,10 +104,10 @@ func (d *device) answerLater(in *endpoint.Incoming, answer *wire.Message) {
 	delay := time.Duration(d.delays.Int64N(int64(d.leisure) + 1))
 	d.mu.Unlock()
 	due := &exchange.Deadline{}
-	due.Fire = func(time.Time) {
+	due.Fire = exchange.FireFunc(func(time.Time) {
 		d.waiting.Add(-1)
 		answer.ID = d.own.NextID(in.Peer.Addr)
 		_ = d.own.Send(in.Peer, endpoint.Path{}, answer, nil) // a full send queue is counted there
-	}
+	})
 	d.engine.Schedule(due, time.Now().Add(delay))
 }

@@ -72,6 +72,7 @@ type Client struct {
 	closed  bool
 	calls   map[uint64]*call
 	servers *simplelru.LRU[netip.AddrPort, *server]
+	recent  *server                    // the one in servers that was used last
 	busy    map[netip.AddrPort]*server // with outstanding or open calls and no longer in servers
 	lanes   [2]*idLanes                // IPv4, IPv6
 	ports   [2][]*Endpoint             // IPv4, IPv6
@@ -191,7 +192,7 @@ func (c *Client) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancele
 		timeout = c.config.TimeoutNON
 	}
 	k := &call{client: c, sink: w, name: r.Target.Host, open: openCallOf(r, &m), sealing: r.Sealing}
-	k.deadline.Fire = k.expire
+	k.deadline.Fire = k
 	nstart := c.config.NStart(r.Target.Addr)
 	c.mu.Lock()
 	if c.closed {
@@ -252,7 +253,11 @@ func (c *Client) displace(k *call) {
 
 // serverOf returns what is known of the server, called under the lock.
 func (c *Client) serverOf(addr netip.AddrPort) *server {
+	if s := c.recent; s != nil && s.peer.Addr == addr { // what was used last is the last to leave servers
+		return s
+	}
 	if s, ok := c.servers.Get(addr); ok {
+		c.recent = s
 		return s
 	}
 	s := c.busy[addr]
@@ -265,6 +270,7 @@ func (c *Client) serverOf(addr netip.AddrPort) *server {
 		s.lane = c.lanes[s.family].of(addr)
 	}
 	c.servers.Add(addr, s)
+	c.recent = s
 	return s
 }
 
@@ -497,7 +503,8 @@ func (k *call) Cancel() { k.stop(exchange.ErrCanceled) }
 // Forget implements exchange.Forgetter.
 func (k *call) Forget() { k.finish(exchange.ErrCanceled) }
 
-func (k *call) expire(now time.Time) {
+// Fire implements exchange.Firer: its time is over.
+func (k *call) Fire(now time.Time) {
 	if k.open != nil {
 		k.openExpired(now)
 		return

@@ -127,7 +127,7 @@ func (k *call) stop(err error) {
 func (c *Client) tell(k *call, m *wire.Message) {
 	m.Type = message.Confirmable
 	d := &call{client: c, sink: discard{}, name: k.name, token: k.token, port: k.port, request: m, sealing: k.sealing}
-	d.deadline.Fire = d.expire
+	d.deadline.Fire = d
 	nstart := c.config.NStart(k.server.peer.Addr)
 	c.mu.Lock()
 	s := c.serverOf(k.server.peer.Addr)

@@ -129,7 +129,7 @@ func newDTLSConn(c DTLSConfig, client bool) (*DTLSConn, error) {
 	}
 	d := &DTLSConn{DTLSConfig: c, client: client, ready: make(chan received, dtlsReady), closed: make(chan struct{}), done: make(chan struct{}),
 		byAddr: make(map[netip.AddrPort]*addrSessions), byCID: make(map[connectionID]*dtlsSession), peers: make(map[netip.Prefix]int), failures: failures}
-	d.sweep.Fire = d.dropIdle
+	d.sweep.Fire = exchange.FireFunc(d.dropIdle)
 	c.Engine.Schedule(&d.sweep, time.Now().Add(c.Limits.Idle/4))
 	d.wg.Go(d.readRecords)
 	return d, nil

@@ -162,6 +162,7 @@ type Incoming struct {
 	acked    bool
 	finished bool
 	notDone  bool // see NotDone
+	shared   bool // see Alone
 }
 
 // Accept fills in from the reception. An Incoming is accepted into once and not
@@ -250,9 +251,15 @@ func (in *Incoming) AckLater() {
 	if in.acked || in.finished {
 		return
 	}
-	in.ackDeadline.Fire = func(time.Time) { in.Ack() }
+	in.ackDeadline.Fire = (*lateAck)(in)
 	in.endpoint.Engine.Schedule(&in.ackDeadline, time.Now().Add(in.endpoint.Params.ProcessingDelay))
 }
+
+// lateAck is an Incoming as the owner of its ackDeadline.
+type lateAck Incoming
+
+// Fire implements exchange.Firer.
+func (a *lateAck) Fire(time.Time) { (*Incoming)(a).Ack() }
 
 // Ack sends the empty ACK of a confirmable request now; the response will be a
 // separate one (RFC 7252 §5.2.2).
@@ -402,10 +409,15 @@ func (in *Incoming) finish() bool {
 	in.finished = true
 	in.mu.Unlock()
 	if first && in.ackDeadline.Fire != nil {
-		in.endpoint.Engine.Unschedule(&in.ackDeadline)
+		in.shared = !in.endpoint.Engine.Unschedule(&in.ackDeadline)
 	}
 	return first
 }
+
+// Alone reports, of a request that is finished, that nobody but its owner refers to
+// it any more: no connection, no session and no deadline. Only then may its memory be
+// used for another one.
+func (in *Incoming) Alone() bool { return in.open() == nil && !in.shared }
 
 // forget tells the duplicate detection what a repetition gets.
 func (in *Incoming) forget(reply []byte) {

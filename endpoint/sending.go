@@ -50,7 +50,7 @@ func (e *Endpoint) Send(peer Peer, path Path, m *wire.Message, w Watcher) error 
 	p := pending{watcher: w}
 	if m.Type == message.Confirmable {
 		p.t = &transmission{endpoint: e, watcher: w, peer: peer, path: path, id: m.ID, timeout: e.Params.initialTimeout(), sent: time.Now()}
-		p.t.deadline.Fire = p.t.expire
+		p.t.deadline.Fire = p.t
 	}
 	e.mu.Lock()
 	e.pending.set(&key, p)
@@ -134,11 +134,11 @@ func (e *Endpoint) sendFailed(d *Datagram, err error) {
 	}
 	later := &exchange.Deadline{}
 	peer := d.Peer.key()
-	later.Fire = func(time.Time) {
+	later.Fire = exchange.FireFunc(func(time.Time) {
 		if p, ok := e.settle(peer, id, false); ok {
 			p.watcher.Failed(id, errors.Join(ErrUndeliverable, err))
 		}
-	}
+	})
 	e.Engine.Schedule(later, time.Now())
 }
 
@@ -171,7 +171,8 @@ type transmission struct {
 	settled  bool
 }
 
-func (t *transmission) expire(now time.Time) {
+// Fire implements exchange.Firer: nobody has acknowledged it.
+func (t *transmission) Fire(now time.Time) {
 	e := t.endpoint
 	key := keyOf(t.peer.key(), t.id)
 	e.mu.Lock()

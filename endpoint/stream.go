@@ -161,7 +161,7 @@ func newStream(c StreamConfig, owner streamOwner, conn transport) *Stream {
 // the connection ended.
 func (s *Stream) run(ctx context.Context, until time.Time) error {
 	s.start = time.Now()
-	s.watchdog.Fire = s.watch
+	s.watchdog.Fire = exchange.FireFunc(s.watch)
 	s.Engine.Schedule(&s.watchdog, until)
 	s.sendCSM()
 	s.Engine.Flush()

@@ -165,7 +165,7 @@ func (c *StreamClient) Wait() {
 func (c *StreamClient) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	m := wire.Message{Code: r.Method, Options: r.Options, Payload: r.Payload}
 	k := &streamCall{client: c, sink: w, open: openCallOf(r, &m), sealing: r.Sealing}
-	k.deadline.Fire = k.expire
+	k.deadline.Fire = k
 	c.mu.Lock()
 	l, failure := c.linkTo(serverKey{r.Target.Scheme, r.Target.Host, r.Target.Addr}, r.Peer.Addr())
 	if failure == nil && len(l.calls)-l.standing >= c.config.Calls {
@@ -236,7 +236,7 @@ func (c *StreamClient) linkTo(key serverKey, opener netip.Addr) (*link, *exchang
 		return nil, &exchange.Failure{Reason: exchange.Overloaded, Detail: "too many connections to servers", RetryAfter: time.Second}
 	}
 	l := &link{client: c, key: key, opener: opener, calls: make(map[uint64]*streamCall)}
-	l.unused.Fire = l.closeUnused
+	l.unused.Fire = exchange.FireFunc(l.closeUnused)
 	c.links[key] = l
 	c.wg.Go(func() { l.run() })
 	return l, nil
@@ -529,7 +529,8 @@ func (k *streamCall) Cancel() { k.stop(exchange.ErrCanceled) }
 // Forget implements exchange.Forgetter.
 func (k *streamCall) Forget() { k.endWith(exchange.ErrCanceled) }
 
-func (k *streamCall) expire(now time.Time) {
+// Fire implements exchange.Firer: its time is over.
+func (k *streamCall) Fire(now time.Time) {
 	if k.open != nil {
 		k.openExpired(now)
 		return

@@ -101,7 +101,7 @@ func (k *streamCall) stop(err error) {
 		return
 	}
 	d := &streamCall{client: c, sink: discard{}, token: k.token, sealing: k.sealing}
-	d.deadline.Fire = d.expire
+	d.deadline.Fire = d
 	c.mu.Lock()
 	if l.ended || l.calls[d.token] != nil {
 		c.mu.Unlock()

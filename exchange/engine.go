@@ -72,14 +72,26 @@ func (e *Engine) Flush() {
 // Deadline is a point in time at which something is to be done. It is embedded
 // in what waits for it. The zero value is not scheduled.
 type Deadline struct {
-	// Fire is called on the engine's goroutine, under no lock, when the time
-	// has come. It must not block. Because neither Unschedule nor another
-	// Schedule can recall a deadline that is being fired, Fire checks under its
-	// owner's lock whether it still matters.
-	Fire  func(now time.Time)
+	// Fire is told when the time has come.
+	Fire  Firer
 	at    time.Duration // since the engine's epoch
 	index int           // in the heap, from 1; 0: not scheduled
 }
+
+// Firer is told that a Deadline has come: who waits for it, or a FireFunc.
+type Firer interface {
+	// Fire is called on the engine's goroutine, under no lock. It must not block.
+	// Because neither Unschedule nor another Schedule can recall a deadline that is
+	// being fired, Fire checks under its owner's lock whether it still matters.
+	Fire(now time.Time)
+}
+
+// FireFunc is a Firer made of a function; it costs an allocation where the
+// function is a closure or a method.
+type FireFunc func(now time.Time)
+
+// Fire calls f.
+func (f FireFunc) Fire(now time.Time) { f(now) }
 
 // Schedule makes d fire at the given time; an earlier plan of d is replaced.
 func (e *Engine) Schedule(d *Deadline, at time.Time) {
@@ -163,7 +175,7 @@ func (e *Engine) fire(ctx context.Context, due []*Deadline) []*Deadline {
 			return due
 		}
 		for i, d := range due {
-			d.Fire(now)
+			d.Fire.Fire(now)
 			due[i] = nil
 		}
 		e.Flush()

@@ -101,7 +101,7 @@ func TestDeadlinesAgainstModel(t *testing.T) {
 			model := make(map[int]time.Duration)
 			deadlines := make([]Deadline, 8)
 			for i := range deadlines {
-				deadlines[i].Fire = func(time.Time) { events <- event{i, time.Since(e.epoch)} }
+				deadlines[i].Fire = FireFunc(func(time.Time) { events <- event{i, time.Since(e.epoch)} })
 			}
 			which := rapid.IntRange(0, len(deadlines)-1)
 			t.Repeat(map[string]func(*rapid.T){
@@ -152,7 +152,7 @@ func TestEarlierDeadlineWakesRun(t *testing.T) {
 		fired := make(chan time.Duration, 3)
 		for _, in := range []time.Duration{time.Hour, time.Minute, time.Second} {
 			synctest.Wait() // Run sleeps
-			e.Schedule(&Deadline{Fire: func(now time.Time) { fired <- now.Sub(start) }}, start.Add(in))
+			e.Schedule(&Deadline{Fire: FireFunc(func(now time.Time) { fired <- now.Sub(start) })}, start.Add(in))
 		}
 		require.Equal(t, time.Second, <-fired)
 		require.Equal(t, time.Minute, <-fired)
@@ -169,13 +169,13 @@ func TestFireMaySchedule(t *testing.T) {
 		f := &gathering{engine: e}
 		var ticks []time.Duration
 		var tick Deadline
-		tick.Fire = func(now time.Time) {
+		tick.Fire = FireFunc(func(now time.Time) {
 			ticks = append(ticks, now.Sub(start))
 			f.add(1)
 			if len(ticks) < 3 {
 				e.Schedule(&tick, now.Add(time.Second))
 			}
-		}
+		})
 		e.Schedule(&tick, start.Add(time.Second))
 		for i := range 3 {
 			time.Sleep(time.Second)
@@ -196,7 +196,7 @@ func TestCrowdOfDeadlines(t *testing.T) {
 		var order []int
 		now := time.Now()
 		for _, i := range rand.Perm(crowd) {
-			e.Schedule(&Deadline{Fire: func(time.Time) { order = append(order, i); f.add(1) }}, now.Add(time.Duration(i-crowd)))
+			e.Schedule(&Deadline{Fire: FireFunc(func(time.Time) { order = append(order, i); f.add(1) })}, now.Add(time.Duration(i-crowd)))
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -216,10 +216,10 @@ func TestRunEndsWithContext(t *testing.T) {
 		schedule func(e *Engine)
 	}{
 		{"idle", func(*Engine) {}},
-		{"waiting", func(e *Engine) { e.Schedule(&Deadline{Fire: func(time.Time) {}}, time.Now().Add(time.Hour)) }},
+		{"waiting", func(e *Engine) { e.Schedule(&Deadline{Fire: FireFunc(func(time.Time) {})}, time.Now().Add(time.Hour)) }},
 		{"busy", func(e *Engine) {
 			var d Deadline
-			d.Fire = func(now time.Time) { e.Schedule(&d, now) }
+			d.Fire = FireFunc(func(now time.Time) { e.Schedule(&d, now) })
 			e.Schedule(&d, time.Now())
 		}},
 	} {
@@ -245,7 +245,7 @@ func TestIdleRunSleeps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := running(t)
 		fired := make(chan struct{})
-		e.Schedule(&Deadline{Fire: func(time.Time) { close(fired) }}, time.Now().Add(time.Second))
+		e.Schedule(&Deadline{Fire: FireFunc(func(time.Time) { close(fired) })}, time.Now().Add(time.Second))
 		require.Equal(t, 1, e.Scheduled())
 		<-fired
 		synctest.Wait()

@@ -111,7 +111,7 @@ func TestScheduleConcurrently(t *testing.T) {
 	for range goroutines {
 		wg.Go(func() {
 			for i := range each {
-				d := &Deadline{Fire: func(time.Time) { fired.Add(1); all <- struct{}{} }}
+				d := &Deadline{Fire: FireFunc(func(time.Time) { fired.Add(1); all <- struct{}{} })}
 				e.Schedule(d, time.Now().Add(time.Duration(i%7)*100*time.Microsecond))
 				if i%5 == 0 && e.Unschedule(d) {
 					recalled.Add(1)

@@ -84,7 +84,7 @@ const (
 // before knew, a Directory with the same configuration or nil.
 func NewDirectory(config DirectoryConfig, before *Directory) *Directory {
 	d := &Directory{config: config, path: config.Path}
-	d.deadline.Fire = func(time.Time) { d.ask() }
+	d.deadline.Fire = exchange.FireFunc(func(time.Time) { d.ask() })
 	if before != nil {
 		before.mu.Lock()
 		defer before.mu.Unlock()

@@ -214,7 +214,7 @@ func overloaded(detail string, retry time.Duration) *exchange.Failure {
 // ended.
 func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink) (t *transaction, s *subscriber, displaced *transaction, f *exchange.Failure) {
 	s = &subscriber{sink: w, until: r.Arrival.Add(r.Timeout.Duration())}
-	s.deadline.Fire = s.expire
+	s.deadline.Fire = s
 	if g.outstanding < g.NStart && len(g.queue) == 0 {
 		t := &transaction{leg: l, group: g, subscribers: []*subscriber{s}, holdsSlot: true}
 		s.transaction, s.begins = t, true
@@ -288,14 +288,14 @@ func (l *Leg) begin(t *transaction, r *exchange.Request) {
 		t.sent = true
 		t.begun = l.now()
 		expected := t.begun.Add(t.group.Leisure + roundTrip)
-		t.slot.Fire = t.slotExpired
+		t.slot.Fire = exchange.FireFunc(t.slotExpired)
 		l.config.Engine.Schedule(&t.slot, expected)
 		safe := r.Method == codes.GET || r.Method == wire.FETCH
 		if repeat := t.group.Repeat; repeat == SameMessageID || repeat == NewMessageID && safe { // GC-40
 			if t.request == nil {
 				t.request = r.Clone()
 			}
-			t.again.Fire = t.repeat
+			t.again.Fire = exchange.FireFunc(t.repeat)
 			l.config.Engine.Schedule(&t.again, expected)
 		}
 	}

@@ -64,7 +64,7 @@ func (l *Leg) admitObservation(r *exchange.Request) bool {
 
 func newGroupObservation(t *transaction, r *exchange.Request) *groupObservation {
 	o := &groupObservation{transaction: t, request: r.Clone(), counted: true, members: make(map[netip.AddrPort]*observed)}
-	o.renewal.Fire = func(time.Time) { t.serial.DoAlways(o.expired) }
+	o.renewal.Fire = exchange.FireFunc(func(time.Time) { t.serial.DoAlways(o.expired) })
 	return o
 }
 

@@ -77,9 +77,9 @@ func (s *subscriber) Extend(until time.Time) bool {
 	return true
 }
 
-// expire ends the exchange at T' (GP-32, GP-38): nothing more is said. One that
-// never had its turn is told so (GC-80).
-func (s *subscriber) expire(time.Time) {
+// Fire implements exchange.Firer. It ends the exchange at T' (GP-32, GP-38): nothing
+// more is said. One that never had its turn is told so (GC-80).
+func (s *subscriber) Fire(time.Time) {
 	t := s.transaction
 	t.serial.DoAlways(func() {
 		if o := t.observation; o != nil && o.established {

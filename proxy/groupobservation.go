@@ -39,7 +39,7 @@ func (o *groupObservation) begin(x *groupRequest, old *groupRequest) {
 		o.sequence = old.observation.sequence
 		old.observation.mu.Unlock()
 	}
-	o.deadline.Fire = o.interest
+	o.deadline.Fire = exchange.FireFunc(o.interest)
 }
 
 // notify takes note of a notification to be sent. It returns its options with a

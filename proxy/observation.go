@@ -119,7 +119,7 @@ func (f *Front) observe(rx *endpoint.Reception, m *wire.Message, r *exchange.Req
 		x.sequence, x.pause = old.sequence, old.pause
 		old.mu.Unlock()
 	}
-	x.deadline.Fire = x.due
+	x.deadline.Fire = exchange.FireFunc(x.due)
 	x.in.Accept(rx, m)
 	cancel := next.Exchange(r, x)
 	f.mu.Lock()

@@ -66,7 +66,7 @@ func (f *Front) pacerOf(x *groupRequest, now time.Time) *pacer {
 			return nil
 		}
 		p = &pacer{host: host, tokens: burst, at: now}
-		p.deadline.Fire = func(now time.Time) { f.paceOn(p, now) }
+		p.deadline.Fire = exchange.FireFunc(func(now time.Time) { f.paceOn(p, now) })
 		f.pacers[host] = p
 	}
 	p.rate, p.burst = x.delivery.Rate, burst // those of the entry that is in force now

@@ -142,7 +142,7 @@ func (p *runningProxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
 // exchange depends.
 func (p *runningProxy) healthy(ctx context.Context) error {
 	fired := make(chan struct{})
-	d := &exchange.Deadline{Fire: func(time.Time) { close(fired) }}
+	d := &exchange.Deadline{Fire: exchange.FireFunc(func(time.Time) { close(fired) })}
 	p.engine.Schedule(d, time.Now())
 	select {
 	case <-fired:
