@@ -1,6 +1,7 @@
 package blockwise
 
 import (
+	"sync"
 	"time"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -10,7 +11,8 @@ import (
 	"coapproxy/wire"
 )
 
-// cut is the sink that cuts response bodies for a client.
+// cut is the sink that cuts response bodies for a client. It is lent for the time
+// until End.
 type cut struct {
 	layer    *Downstream
 	sink     exchange.Sink
@@ -59,8 +61,13 @@ func (s *cut) End(err error) {
 	if s.failure != nil {
 		err = s.failure
 	}
-	s.sink.End(err)
+	w := s.sink
+	*s = cut{}
+	cuts.Put(s)
+	w.End(err)
 }
+
+var cuts = sync.Pool{New: func() any { return new(cut) }}
 
 // isWhole reports whether a response goes to the client in one message.
 func (s *cut) isWhole(p *exchange.Response, size, offset int) bool {

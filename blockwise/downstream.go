@@ -45,7 +45,8 @@ func (d *Downstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Can
 		}
 		return d.next.Exchange(r, w)
 	}
-	s := &cut{layer: d, sink: w, limit: r.BodyLimit, bert: r.BERT}
+	s := cuts.Get().(*cut)
+	*s = cut{layer: d, sink: w, limit: r.BodyLimit, bert: r.BERT}
 	if r.BERT {
 		s.limit = min(s.limit, maxBERT)
 	}

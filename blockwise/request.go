@@ -3,6 +3,7 @@ package blockwise
 import (
 	"encoding/binary"
 	"slices"
+	"sync"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -25,6 +26,22 @@ type kept struct {
 // inlineRequest is room for the options of nearly every request without a
 // payload.
 const inlineRequest = 96
+
+// keptPool lends kept requests: nearly all are given back unused.
+var keptPool = sync.Pool{New: func() any { return new(kept) }}
+
+// keepRequest keeps r until release.
+func keepRequest(r *exchange.Request) *kept {
+	k := keptPool.Get().(*kept)
+	k.keep(r)
+	return k
+}
+
+// release gives k back, of which nothing is in use: not after restore.
+func (k *kept) release() {
+	k.request, k.packed = exchange.Request{}, nil
+	keptPool.Put(k)
+}
 
 // keep copies r. Options that are not repeated with every block are left out.
 func (k *kept) keep(r *exchange.Request) {

@@ -106,11 +106,8 @@ func newStore(maximum int, dropped *atomic.Uint64) *store {
 // are the same, except block options and those that say something about one
 // message or one cached response alone (RFC 9175 §1.1, §3.3).
 func (s *store) transferOf(r *exchange.Request) transfer {
-	var h maphash.Hash
-	h.SetSeed(s.seed)
-	_, _ = h.WriteString(r.Target.Scheme)
-	_ = h.WriteByte(0)
-	_, _ = h.WriteString(r.Target.Host)
+	var room [256]byte // on the stack, as long as it is enough
+	text := append(append(append(room[:0], r.Target.Scheme...), 0), r.Target.Host...)
 	for _, o := range r.Options {
 		switch o.ID {
 		case wire.Block1, wire.Block2, wire.Observe, wire.ETag, wire.MaxAge, wire.HopLimit, wire.NoResponse,
@@ -120,10 +117,10 @@ func (s *store) transferOf(r *exchange.Request) transfer {
 		if !wire.Critical(o.ID) && wire.NoCacheKey(o.ID) { // Size1, Size2, Echo
 			continue
 		}
-		_, _ = h.Write([]byte{byte(o.ID), byte(o.ID >> 8), byte(len(o.Value)), byte(len(o.Value) >> 8)})
-		_, _ = h.Write(o.Value)
+		text = append(text, byte(o.ID), byte(o.ID>>8), byte(len(o.Value)), byte(len(o.Value)>>8))
+		text = append(text, o.Value...)
 	}
-	return transfer{client: r.Peer, identity: r.Client, local: r.Local, server: r.Target.Addr, method: r.Method, request: h.Sum64()}
+	return transfer{client: r.Peer, identity: r.Client, local: r.Local, server: r.Target.Addr, method: r.Method, request: maphash.Bytes(s.seed, text)}
 }
 
 // payloadHash tells requests apart that differ in their payload only; 0: none.

@@ -77,16 +77,15 @@ func (u *Upstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cance
 	if wire.IsRegistration(r.Method, r.Options) && len(r.Payload) <= maxBlockSize {
 		return u.observe(r, w)
 	}
-	c := &call{upstream: u, sink: w}
-	c.kept.keep(r)
 	if len(r.Payload) <= u.onePiece(&r.Target) {
+		c := &call{upstream: u, sink: w, kept: keepRequest(r)}
 		c.adopt(u.next.Exchange(r, c))
 		return c
 	}
 	if u.isRefusing(r.Target.Addr) {
 		return exchange.Fail(w, tooLargeForServer())
 	}
-	o := newOperation(u, w, c.kept.restore())
+	o := newOperation(u, w, keepRequest(r).restore())
 	o.steps.serial.DoAlways(func() { o.begin(u.largest(&o.request.Target)) })
 	return &o.steps
 }
@@ -158,15 +157,15 @@ func tooLargeForServer() *exchange.Failure {
 type call struct {
 	upstream *Upstream
 	sink     exchange.Sink
-	then     *operation // touched by the serialised calls of the leg only
-	begin    func()     // begins it
+	// Touched by the serialised calls of the leg only:
+	kept  *kept      // nil once the operation has it, and after the end
+	then  *operation // what goes on in blocks
+	begin func()     // begins it
 
 	mu       sync.Mutex
 	running  exchange.Canceler // the leg's exchange or the operation; nil before and after
 	canceled bool
 	over     bool
-
-	kept kept
 }
 
 // adopt notes the canceler of the leg's exchange, unless that is over already.
@@ -200,16 +199,22 @@ func (c *call) Cancel() {
 // Respond implements exchange.Sink.
 func (c *call) Respond(p *exchange.Response) exchange.Verdict {
 	if b, ok := c.wantsBlocks(p); ok {
-		c.then = newOperation(c.upstream, c.sink, c.kept.restore())
+		c.goOn()
 		c.begin = func() { c.then.begin(b.SZX) }
 		return exchange.Stop
 	}
 	if _, more, err := opening(p, c.upstream.read); err == nil && !more && p.Code != codes.Continue {
 		return c.sink.Respond(withoutBlocks(p))
 	}
-	c.then = newOperation(c.upstream, c.sink, c.kept.restore())
+	c.goOn()
 	c.begin = c.then.answered(p, c.then.request.Method == wire.FETCH)
 	return exchange.Stop
+}
+
+// goOn makes the operation that begins when the leg has ended this exchange.
+func (c *call) goOn() {
+	c.then = newOperation(c.upstream, c.sink, c.kept.restore())
+	c.kept = nil
 }
 
 // wantsBlocks reports whether a server refuses a body for its size and names a
@@ -225,6 +230,10 @@ func (c *call) wantsBlocks(p *exchange.Response) (wire.Block, bool) {
 
 // End implements exchange.Sink.
 func (c *call) End(err error) {
+	if c.kept != nil {
+		c.kept.release()
+		c.kept = nil
+	}
 	c.mu.Lock()
 	c.running, c.over = nil, true
 	if c.then != nil {

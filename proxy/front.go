@@ -184,14 +184,32 @@ func (f *Front) HandleRequest(rx *endpoint.Reception, m *wire.Message) {
 	if old != nil {
 		old.end(nil)
 	}
-	x := &request{front: f, id: r.ID, client: client, noResponse: hop.noResponse, problem: hop.problem, allowance: hop.allowance}
+	x := plainRequests.Get().(*request)
+	x.front, x.id, x.client, x.noResponse, x.problem, x.allowance = f, r.ID, client, hop.noResponse, hop.problem, hop.allowance
+	x.users.Store(2)
 	x.in.Accept(rx, m)
 	if failure != nil {
 		x.End(failure)
+		x.release()
 		return
 	}
 	x.in.CancelWhenGone(serving.next.Exchange(r, x))
 	x.in.AckLater()
+	x.release()
+}
+
+// plainRequests lends the sinks of plain requests.
+var plainRequests = sync.Pool{New: func() any { return new(request) }}
+
+// release ends one of the two uses of a lent request: that of HandleRequest, and that
+// of its exchange, which can be over before the other. Where something may still
+// refer to the request it is left to the garbage collector.
+func (x *request) release() {
+	if x.users.Add(-1) != 0 || !x.in.Alone() {
+		return
+	}
+	*x = request{}
+	plainRequests.Put(x)
 }
 
 // silence ends a request that was sent to a group: the proxy is a member of
@@ -291,6 +309,7 @@ func legacyTimeout(client *exchange.Identity, numbers *wire.Numbers) message.Opt
 
 // request is a request with one response; it is the sink of its exchange.
 type request struct {
+	users      atomic.Int32 // of a lent one; see release
 	front      *Front
 	in         endpoint.Incoming
 	id         uint64
@@ -328,8 +347,10 @@ func (x *request) End(err error) {
 	default:
 		x.in.Finish()
 	}
-	x.front.Stats.Exchanges[unicastExchange][x.outcome.ended(err)].Add(1)
-	x.front.done()
+	f := x.front
+	f.Stats.Exchanges[unicastExchange][x.outcome.ended(err)].Add(1)
+	x.release()
+	f.done()
 }
 
 func (x *request) send(p *exchange.Response) {
@@ -345,7 +366,7 @@ func (x *request) send(p *exchange.Response) {
 	p = x.front.fit(x.allowance, &x.in, p)
 	x.in.Respond(&wire.Message{Code: p.Code, Options: p.Options, Payload: p.Payload}, separate, nil)
 	if ce := x.front.Log.Check(zap.DebugLevel, "response"); ce != nil {
-		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("target", &x.target), serverField(p))
+		ce.Write(zap.Uint64("exchange", x.id), zap.String("code", wire.CodeString(p.Code)), zap.Stringer("target", x.target), serverField(p))
 	}
 }
 
@@ -372,7 +393,7 @@ func targetField(target *exchange.Target, failure *exchange.Failure) zap.Field {
 	if target.Scheme == "" && failure.Asked != "" {
 		return zap.String("target", failure.Asked)
 	}
-	return zap.Stringer("target", target)
+	return zap.Stringer("target", *target)
 }
 
 // keyField names the key of the configuration that denied.

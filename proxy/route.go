@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/plgd-dev/go-coap/v3/message"
@@ -62,7 +63,8 @@ func (t *Route) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler
 	if f != nil {
 		return exchange.Fail(w, f)
 	}
-	s := &checked{sink: w, route: t, id: r.ID, observes: wire.IsRegistration(r.Method, options), onward: r.Target.NextHop != ""}
+	s := checks.Get().(*checked)
+	*s = checked{sink: w, route: t, id: r.ID, observes: wire.IsRegistration(r.Method, options), onward: r.Target.NextHop != ""}
 	t.running.Add(1)
 	leg := t.Unicast
 	if r.Target.Group {
@@ -171,7 +173,7 @@ func (t *Route) tellsServer(r *exchange.Request, value []byte) bool {
 		r.Target.Scheme != "http" && r.Target.Scheme != "https"
 }
 
-// checked is the sink that sees responses first.
+// checked is the sink that sees responses first. It is lent for the time until End.
 type checked struct {
 	sink  exchange.Sink
 	route *Route
@@ -227,8 +229,13 @@ func (c *checked) End(err error) {
 		exchange.AsFailure(err).Reason == exchange.NoAnswer:
 		err = nil
 	}
-	c.sink.End(err)
+	w := c.sink
+	*c = checked{}
+	checks.Put(c)
+	w.End(err)
 }
+
+var checks = sync.Pool{New: func() any { return new(checked) }}
 
 // hopLimitReached puts this proxy's name in front of the list in a 5.08. One that
 // has been here before is not passed on: the client gets one of this proxy's own,
