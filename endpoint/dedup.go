@@ -44,6 +44,10 @@ type messageKey struct {
 var zoneSeed = maphash.MakeSeed() // a constant of the process
 
 func keyOf(peer netip.AddrPort, id uint16) messageKey {
+	if peer.Addr().Is4() {
+		a := peer.Addr().As4()
+		return messageKey{low: mapped | uint64(binary.BigEndian.Uint32(a[:])), port: peer.Port(), id: id}
+	}
 	a := peer.Addr().As16()
 	k := messageKey{high: binary.BigEndian.Uint64(a[:8]), low: binary.BigEndian.Uint64(a[8:]), port: peer.Port(), id: id}
 	if zone := peer.Addr().Zone(); zone != "" {
@@ -51,6 +55,9 @@ func keyOf(peer netip.AddrPort, id uint16) messageKey {
 	}
 	return k
 }
+
+// mapped is what an IPv4 address has before it as an IPv6 one.
+const mapped = 0xffff << 32
 
 // receivedKey is the key of a received message. To a peer, each address of a
 // wildcard connection is an endpoint of its own, with Message IDs of its own

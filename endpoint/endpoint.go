@@ -3,7 +3,6 @@ package endpoint
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -76,7 +75,7 @@ type Endpoint struct {
 	rx  Reception
 	now time.Time
 
-	seed maphash.Seed
+	seed keySeed
 	ids  [idSequences]idSequence
 }
 
@@ -92,7 +91,7 @@ type idSequence struct {
 
 // New returns an Endpoint; Serve makes it work.
 func New(c Config) *Endpoint {
-	e := &Endpoint{Config: c, id: c.Engine.NextID(), pending: newKeyTable[pending](), seed: maphash.MakeSeed(), dedup: newDedup(c.Dedup, c.Stats)}
+	e := &Endpoint{Config: c, id: c.Engine.NextID(), pending: newKeyTable[pending](), seed: newKeySeed(), dedup: newDedup(c.Dedup, c.Stats)}
 	e.out = outbox{conn: c.Conn, engine: c.Engine, stats: c.Stats, failed: e.sendFailed}
 	for i := range e.ids {
 		e.ids[i].next.Store(rand.Uint32() & 0xffff) //nolint:gosec // Message IDs are no secret
@@ -342,7 +341,8 @@ func (e *Endpoint) response(d *Datagram, m *wire.Message, now time.Time) {
 
 // NextID returns the next Message ID towards a client.
 func (e *Endpoint) NextID(peer netip.AddrPort) uint16 {
-	s := &e.ids[maphash.Comparable(e.seed, peer)%idSequences]
+	key := keyOf(peer, 0)
+	s := &e.ids[e.seed.hash(&key)%idSequences]
 	n := s.next.Add(1)
 	if n&0xffff == 0 {
 		now := time.Now().Unix()

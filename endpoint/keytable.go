@@ -1,8 +1,10 @@
 package endpoint
 
 import (
-	"hash/maphash"
+	crand "crypto/rand"
+	"encoding/binary"
 	"iter"
+	"math/bits"
 )
 
 // handle names an entry of a keyTable: its place in the slab.
@@ -16,7 +18,7 @@ const none handle = -1
 // caches: the index touches one cache line for that, and the slab only what is
 // found. Its memory is kept for the next entries. Not safe for concurrent use.
 type keyTable[T any] struct {
-	seed  maphash.Seed
+	seed  keySeed
 	slots []keySlot // a power of two of them, at most three quarters used
 	used  int
 	slab  []keyEntry[T]
@@ -38,11 +40,11 @@ type keyEntry[T any] struct {
 const firstSlots = 64
 
 func newKeyTable[T any]() keyTable[T] {
-	return keyTable[T]{seed: maphash.MakeSeed(), slots: make([]keySlot, firstSlots), free: none}
+	return keyTable[T]{seed: newKeySeed(), slots: make([]keySlot, firstSlots), free: none}
 }
 
 // hash of a key, for find and insert.
-func (t *keyTable[T]) hash(key *messageKey) uint32 { return uint32(maphash.Comparable(t.seed, *key)) }
+func (t *keyTable[T]) hash(key *messageKey) uint32 { return uint32(t.seed.hash(key)) }
 
 // at is the value of an entry, valid until the next insert.
 func (t *keyTable[T]) at(h handle) *T { return &t.slab[h].value }
@@ -151,4 +153,30 @@ func (t *keyTable[T]) unindex(h handle) {
 func (t *keyTable[T]) release(h handle) {
 	t.slab[h] = keyEntry[T]{next: t.free}
 	t.free = h
+}
+
+// keySeed is what makes hashes of keys unforeseeable: who chooses the keys shall not
+// choose the places.
+type keySeed [4]uint64
+
+func newKeySeed() (s keySeed) {
+	var b [8 * len(s)]byte
+	_, _ = crand.Read(b[:]) // never fails
+	for i := range s {
+		s[i] = binary.NativeEndian.Uint64(b[8*i:])
+	}
+	return s
+}
+
+// hash multiplies as wyhash does, whose few instructions cost less than the call of a
+// general hash.
+func (s *keySeed) hash(k *messageKey) uint64 {
+	address := mix(k.high^s[0], k.low^s[1])
+	rest := mix(k.zone^s[2], (uint64(k.port)<<16|uint64(k.id))^s[3])
+	return mix(address^s[2], rest^s[0])
+}
+
+func mix(a, b uint64) uint64 {
+	high, low := bits.Mul64(a, b)
+	return high ^ low
 }

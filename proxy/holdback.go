@@ -3,6 +3,7 @@ package proxy
 import (
 	"hash/maphash"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -17,6 +18,7 @@ import (
 // requests with the same method and URI. Safe for concurrent use.
 type HoldBack struct {
 	seed  maphash.Seed
+	used  atomic.Bool // until may have something
 	until *lru.Cache[holdKey, time.Time]
 }
 
@@ -42,23 +44,20 @@ func NewHoldBack() *HoldBack {
 }
 
 func (h *HoldBack) key(r *exchange.Request) holdKey {
-	var hash maphash.Hash
-	hash.SetSeed(h.seed)
-	_, _ = hash.WriteString(r.Target.Scheme)
-	_, _ = hash.WriteString(r.Target.Host)
+	var room [256]byte // on the stack, as long as it is enough
+	text := append(append(append(room[:0], r.Target.Scheme...), 0), r.Target.Host...)
 	for _, o := range r.Options {
 		if o.ID == wire.URIPath || o.ID == wire.URIQuery || o.ID == wire.URIPathAbbrev {
-			_ = hash.WriteByte(byte(o.ID))
-			_, _ = hash.WriteString(string(rune(len(o.Value))))
-			_, _ = hash.Write(o.Value)
+			text = append(text, byte(o.ID), byte(len(o.Value)), byte(len(o.Value)>>8))
+			text = append(text, o.Value...)
 		}
 	}
-	return holdKey{name: nameOf(r.Client), client: r.Peer.Addr(), server: r.Target.Addr, method: r.Method, uri: hash.Sum64()}
+	return holdKey{name: nameOf(r.Client), client: r.Peer.Addr(), server: r.Target.Addr, method: r.Method, uri: maphash.Bytes(h.seed, text)}
 }
 
 // check returns the failure for a request that is held back.
 func (h *HoldBack) check(r *exchange.Request) *exchange.Failure {
-	if h.until.Len() == 0 {
+	if !h.used.Load() {
 		return nil
 	}
 	key := h.key(r)
@@ -81,6 +80,7 @@ func (h *HoldBack) hold(key holdKey, p *exchange.Response) {
 		seconds, _ = wire.Uint(value)
 	}
 	if seconds > 0 {
+		h.used.Store(true)
 		h.until.Add(key, time.Now().Add(time.Duration(seconds)*time.Second))
 	}
 }

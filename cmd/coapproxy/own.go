@@ -4,11 +4,16 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // ownAddresses tells which destinations are this proxy (FP-8).
 type ownAddresses struct {
+	// ports has a bit for every port in use here, now or before: most destinations
+	// need no closer look.
+	ports [1 << 16 / 64]atomic.Uint64
+
 	mu        sync.Mutex
 	exact     map[ownAddress]bool
 	wildcards map[ownAddress]bool // without address
@@ -33,6 +38,7 @@ func (o *ownAddresses) set(listeners []*listener) {
 	defer o.mu.Unlock()
 	o.exact, o.wildcards = make(map[ownAddress]bool), make(map[ownAddress]bool)
 	for _, l := range listeners {
+		o.note(l.addr.Port())
 		if l.addr.Addr().IsUnspecified() {
 			o.wildcards[ownAddress{l.scheme, netip.AddrPortFrom(netip.Addr{}, l.addr.Port())}] = true
 		} else {
@@ -45,6 +51,7 @@ func (o *ownAddresses) set(listeners []*listener) {
 func (o *ownAddresses) add(scheme string, a netip.AddrPort) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.note(a.Port())
 	if o.pool == nil {
 		o.pool = make(map[ownAddress]bool)
 	}
@@ -54,7 +61,12 @@ func (o *ownAddresses) add(scheme string, a netip.AddrPort) {
 	o.pool[ownAddress{scheme, a}] = true
 }
 
+func (o *ownAddresses) note(port uint16) { o.ports[port/64].Or(1 << (port % 64)) }
+
 func (o *ownAddresses) is(scheme string, a netip.AddrPort) bool {
+	if port := a.Port(); o.ports[port/64].Load()&(1<<(port%64)) == 0 {
+		return false
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.exact[ownAddress{scheme, a}] || o.pool[ownAddress{scheme, a}] {

@@ -80,6 +80,16 @@ func nstartOf(c *config.Config) func(netip.AddrPort) int {
 	for _, t := range c.Limits.NStartTargets {
 		own[netip.AddrPortFrom(t.Target.Addr, t.Target.Port)] = t.NStart
 	}
+	if targets := c.Limits.NStartTargets; len(targets) <= 4 { // comparing them is quicker than a look into the map
+		return func(server netip.AddrPort) int {
+			for i := len(targets) - 1; i >= 0; i-- {
+				if targets[i].Target.Port == server.Port() && targets[i].Target.Addr == server.Addr() {
+					return targets[i].NStart
+				}
+			}
+			return c.Limits.NStart
+		}
+	}
 	return func(server netip.AddrPort) int {
 		if n, ok := own[server]; ok {
 			return n
