@@ -6,9 +6,10 @@ import (
 	"time"
 )
 
-// How much is reserved at a time. A crash costs at most twice sequenceBlock plus
-// the margin in sequence numbers, and as many of the encryptions that limit_q
-// permits, because these are estimated from the sequence number (OC-52).
+// How much is reserved at a time. An orderly end costs nothing, a crash at most
+// twice sequenceBlock plus the margin in sequence numbers, and as many of the
+// encryptions that limit_q permits, because these are estimated from the sequence
+// number (OC-52).
 const (
 	// sequenceBlock is K of RFC 8613 Appendix B.1.1. The next block is reserved
 	// when half of one is left, so that nobody waits for the disk: half a block is
@@ -112,11 +113,14 @@ func (k *Keeper) open(f Fingerprint) (c *counter, fresh bool, err error) {
 	}
 	c = &counter{keeper: k, fingerprint: f}
 	if known {
-		c.next, c.failures = mark.Sequence+sequenceMargin, mark.Failures
+		c.next, c.failures = mark.Sequence, mark.Failures
+		if !mark.Exact {
+			c.next += sequenceMargin
+		}
 	}
 	// Two writes: if the disk loses the second after it was acknowledged, the
 	// first still tells the next start that numbers from there on were in use, and
-	// the margin covers them.
+	// the margin covers them; it is not exact.
 	for _, more := range [...]uint64{0, sequenceBlock} {
 		c.saved = Mark{Sequence: c.next + more, Failures: c.failures + failureBlock}
 		if err := k.store.Save(map[Fingerprint]Mark{f: c.saved}); err != nil {
@@ -292,5 +296,5 @@ func (c *counter) close() Mark {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
-	return Mark{Sequence: c.next, Failures: c.failures}
+	return Mark{Sequence: c.next, Failures: c.failures, Exact: true}
 }

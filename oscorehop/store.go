@@ -14,6 +14,9 @@ type Mark struct {
 	Sequence uint64
 	// Failures is an upper bound of the failed decryptions (OC-50).
 	Failures uint64
+	// Exact says that the context was closed in an orderly way: no number from
+	// Sequence on was used.
+	Exact bool
 }
 
 // Store keeps marks on a disk. A Keeper calls it from one goroutine at a time.
@@ -31,6 +34,7 @@ var ErrCorrupt = errors.New("OSCORE: stored sequence number is corrupt")
 
 const (
 	recordVersion = 1
+	recordExact   = 2 // the same of an exact mark
 	recordLen     = 1 + 8 + 8 + 8
 )
 
@@ -38,14 +42,18 @@ const (
 // that a record which landed in the wrong place is found out as well.
 func (m Mark) record(f Fingerprint) []byte {
 	buf := make([]byte, 0, recordLen)
-	buf = append(buf, recordVersion)
+	version := byte(recordVersion)
+	if m.Exact {
+		version = recordExact
+	}
+	buf = append(buf, version)
 	buf = binary.BigEndian.AppendUint64(buf, m.Sequence)
 	buf = binary.BigEndian.AppendUint64(buf, m.Failures)
 	return append(buf, recordSum(f, buf)...)
 }
 
 func parseRecord(f Fingerprint, data []byte) (Mark, error) {
-	if len(data) != recordLen || data[0] != recordVersion {
+	if len(data) != recordLen || data[0] != recordVersion && data[0] != recordExact {
 		return Mark{}, ErrCorrupt
 	}
 	if !bytes.Equal(recordSum(f, data[:recordLen-8]), data[recordLen-8:]) {
@@ -54,6 +62,7 @@ func parseRecord(f Fingerprint, data []byte) (Mark, error) {
 	return Mark{
 		Sequence: binary.BigEndian.Uint64(data[1:]),
 		Failures: binary.BigEndian.Uint64(data[9:]),
+		Exact:    data[0] == recordExact,
 	}, nil
 }
 

@@ -442,3 +442,21 @@ func TestOSCOREOuterBlocks(t *testing.T) {
 	require.Len(t, s.requests(), 1)
 	require.Equal(t, body, string(s.requests()[0].Payload))
 }
+
+// A request from the command line costs one sequence number, not what its process
+// had reserved: the key would be used up by a thousand of them (OC-52).
+func TestOSCORERequestsCostOneNumber(t *testing.T) {
+	t.Parallel()
+	s := single(t, silent)
+	b := newOSCOREBed(t, "phone")
+	for range 3 {
+		run(t, here, program, "request", "--oscore", b.file("phone"), "--non", "--timeout", "100ms", "GET", fmt.Sprintf("coap://%v/r", s.addr()))
+	}
+	eventually(t, func() bool { return len(s.requests()) == 3 }, "the requests")
+	for i, q := range s.requests() {
+		o, ok := q.Option(oscore.Option)
+		require.True(t, ok)
+		require.Equal(t, byte(1), o.Value[0]&7, "%x", o.Value)
+		require.Equal(t, byte(i), o.Value[1], "%x", o.Value)
+	}
+}
