@@ -88,6 +88,8 @@ type hop struct {
 	Hop
 	chain *Chain
 	peers []*peer
+
+	complaints complaints
 }
 
 // New returns a Chain that looks for its next proxies from when HandOver has given

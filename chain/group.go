@@ -67,6 +67,8 @@ type group struct {
 	options  message.Options // of the response being passed on
 }
 
+func (g *group) misbehaves(m misdeed) { g.hop.misbehaves(m, g.request.ID) }
+
 // silent reports whether no responses are wanted (GP-92).
 func (g *group) silent() bool { return g.window.asked == 0 }
 
@@ -261,13 +263,12 @@ func (g *group) ended(a *attempt, err error) {
 
 // respond takes a response of the next proxy.
 func (g *group) respond(a *attempt, p *exchange.Response) {
-	stats := g.hop.Stats
 	switch {
 	case a != g.attempt:
-		stats.Excess.Add(1)
+		g.misbehaves(excess)
 		return
 	case g.over:
-		stats.Late.Add(1)
+		g.misbehaves(late)
 		return
 	}
 	q := *p
@@ -278,15 +279,15 @@ func (g *group) respond(a *attempt, p *exchange.Response) {
 	case !named && g.unnamed(&q):
 		return
 	case g.silent():
-		stats.Excess.Add(1) // what was not asked for
+		g.misbehaves(excess) // what was not asked for
 		return
 	case g.late && !notification && q.Code>>5 == 2:
-		stats.Late.Add(1)
+		g.misbehaves(late)
 		return
 	}
 	g.observed = g.observed || notification
 	g.relayed++
-	stats.Responses.Add(1)
+	g.hop.Stats.Responses.Add(1)
 	if g.sink.Respond(&q) == exchange.Stop {
 		g.finish(nil)
 		g.attempt.cancel.Cancel()
@@ -300,10 +301,10 @@ func (g *group) unnamed(p *exchange.Response) bool {
 	h := g.hop
 	switch {
 	case h.Dialect == exchange.Legacy && p.Code>>5 == 2 && p.Code != codes.Valid:
-		h.Stats.Unnamed.Add(1)
+		g.misbehaves(unnamed)
 		return false // the older generation does not always tell (GP-123)
 	case g.relayed > 0:
-		h.Stats.Excess.Add(1)
+		g.misbehaves(excess)
 		return true
 	}
 	numbers := h.chain.config.Numbers
@@ -313,7 +314,7 @@ func (g *group) unnamed(p *exchange.Response) bool {
 	case p.Code == codes.ProxyingNotSupported && timed:
 		g.tooShort(value)
 	case timed:
-		h.Stats.Nonsense.Add(1)
+		g.misbehaves(nonsense)
 		g.refuse(exchange.Failf(exchange.BadResponse, "the next proxy does not take the timeout it is given"))
 	case p.Code == codes.Valid && tagged, p.Code>>5 != 2: // GP-104; GP-39
 		p.GroupPort, p.From = 0, netip.AddrPort{}
@@ -323,7 +324,7 @@ func (g *group) unnamed(p *exchange.Response) bool {
 		g.forget()
 		g.finish(nil)
 	default:
-		h.Stats.Unnamed.Add(1)
+		g.misbehaves(unnamed)
 		g.refuse(exchange.Failf(exchange.BadResponse, "the next proxy does not say which server answered"))
 	}
 	return true
@@ -344,7 +345,7 @@ func (g *group) tooShort(value []byte) {
 	m, ok := wire.Uint(value)
 	least, fits := g.window.upwards(m)
 	if !ok || m <= g.window.told || !fits {
-		h.Stats.Nonsense.Add(1)
+		g.misbehaves(nonsense)
 		g.refuse(exchange.Failf(exchange.BadResponse, "the next proxy refused the timeout and asks for none that would do"))
 		return
 	}

@@ -35,20 +35,20 @@ func (g *group) name(p *exchange.Response) bool {
 			setOlder(p, transport, server)
 			return true
 		}
-		h.Stats.Malformed.Add(1) // GP-124
+		g.misbehaves(malformed) // GP-124
 	}
 	if named {
-		h.setName(p, value)
+		g.setName(p, value)
 	}
 	return named
 }
 
 // setName sets the server by a Reply-From.
-func (h *hop) setName(p *exchange.Response, value []byte) {
+func (g *group) setName(p *exchange.Response, value []byte) {
 	p.ReplyFrom = value
 	v, err := wire.ParseReplyFrom(value)
 	if err != nil {
-		h.Stats.Malformed.Add(1) // passed on all the same (GP-10)
+		g.misbehaves(malformed) // passed on all the same (GP-10)
 		return
 	}
 	if v.Ref != nil || v.Server.Scheme != "coap" || !v.Server.Addr.IsValid() {

@@ -20,5 +20,6 @@ type Stats struct {
 	Nonsense  atomic.Uint64 `metric:"responses_nonsense_total" help:"Refusals of a timeout that contradict themselves."`
 	Excess    atomic.Uint64 `metric:"responses_excess_total" help:"Responses after the one that ended the exchange, and errors in the middle of one."`
 	Late      atomic.Uint64 `metric:"responses_late_total" help:"Responses that came after the timeout (GP-100)."`
+	Stray     atomic.Uint64 `metric:"responses_stray_total" help:"Responses that no request waits for any more: long after the timeout, after an Early Stop, or second ones to one request."`
 	Dropped   atomic.Uint64 `metric:"responses_dropped_total" help:"Responses dropped because too many came at once."`
 }

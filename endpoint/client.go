@@ -53,6 +53,9 @@ type ClientConfig struct {
 	// next hop before its T' is over, with the same Token (GP-40); nil: it is
 	// left to run, and an observation is deregistered.
 	GroupStop message.Options
+	// Stray is told of responses that no request waits for, any more, and of the
+	// server they are from; it does not block. It may be nil.
+	Stray func(server netip.AddrPort)
 	// Ports bounds the source ports per address family (FP-91).
 	Ports int
 	// Servers bounds the servers without outstanding requests that are
@@ -428,6 +431,14 @@ func (c *Client) release(k *call) (*call, error) {
 
 // HandleResponse implements ResponseHandler.
 func (c *Client) HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool {
+	known := c.handleResponse(e, peer, m)
+	if !known && c.config.Stray != nil {
+		c.config.Stray(peer.Addr)
+	}
+	return known
+}
+
+func (c *Client) handleResponse(e *Endpoint, peer Peer, m *wire.Message) bool {
 	if len(m.Token) != 8 {
 		return false
 	}

@@ -44,6 +44,8 @@ type StreamClientConfig struct {
 	// Observations bounds the observations; a registration beyond it is sent as a
 	// plain request.
 	Observations int
+	// Stray is as in ClientConfig.
+	Stray func(scheme string, server netip.AddrPort)
 	// GroupStop is as in ClientConfig.
 	GroupStop message.Options
 	// Unused is how long a connection without requests is kept.
@@ -406,6 +408,9 @@ func (l *link) response(s *Stream, m *wire.Message) bool {
 	k := l.calls[binary.BigEndian.Uint64(m.Token)]
 	if k == nil {
 		c.mu.Unlock()
+		if c.config.Stray != nil {
+			c.config.Stray(l.key.scheme, l.key.addr)
+		}
 		return false
 	}
 	if k.sealing != nil {

@@ -124,6 +124,26 @@ func (p *runningProxy) nextHopOf(c *config.Config) func(scheme, host string, add
 	}
 }
 
+// strays is told of responses that no request waits for; nil where nobody wants to
+// know.
+func (g *generation) strays(c *config.Config) func(scheme string, from netip.AddrPort) {
+	if len(c.NextHop) == 0 {
+		return nil
+	}
+	return func(scheme string, from netip.AddrPort) {
+		if hops := g.chain.Load(); hops != nil {
+			hops.Stray(scheme, from)
+		}
+	}
+}
+
+func strayUnder(stray func(string, netip.AddrPort), scheme string) func(netip.AddrPort) {
+	if stray == nil {
+		return nil
+	}
+	return func(from netip.AddrPort) { stray(scheme, from) }
+}
+
 // nstart is the number of outstanding requests to a server, which may be a next
 // proxy (FP-92).
 func (g *generation) nstart(c *config.Config) func(netip.AddrPort) int {

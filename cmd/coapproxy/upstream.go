@@ -47,11 +47,14 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 		Log: log, Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep, NStart: g.nstart(c), RoundTrips: p.roundTrips, Queue: c.Limits.UpstreamQueue,
 		TimeoutCON: c.Limits.ResponseTimeoutCon, TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers,
 		Observations: c.Limits.Observations, GroupStop: p.earlyStop()}
+	stray := g.strays(c)
+	datagrams.Stray = strayUnder(stray, "coap")
 	plain, err := endpoint.NewClient(ctx, datagrams)
 	if err != nil {
 		return nil, err
 	}
 	g.legs = append(g.legs, plain)
+	datagrams.Stray = strayUnder(stray, "coaps")
 	secure, err := endpoint.NewDTLSLeg(ctx, datagrams, p.secureClient(c, g.secrets, log.Named("dtls")))
 	if err != nil {
 		return nil, err
@@ -63,7 +66,7 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: limits, Stats: &p.stats.upstream.streams, Log: log},
 		TLS:          &tls.Config{RootCAs: g.secrets.ServerAuthorities, Certificates: g.secrets.ServerCertificates, MinVersion: tls.VersionTLS13},
 		Timeout:      c.Limits.ResponseTimeout, Connections: c.Limits.UpstreamConnections, Calls: c.Limits.UpstreamPending,
-		Observations: c.Limits.Observations, GroupStop: p.earlyStop(),
+		Observations: c.Limits.Observations, GroupStop: p.earlyStop(), Stray: stray,
 		Unused: unusedUpstream, RetryMin: time.Second, RetryMax: time.Minute})
 	if err != nil {
 		return nil, err
