@@ -92,6 +92,7 @@ type server struct {
 	outstanding int
 	waiting     []*call // sorted by round
 	round       uint64  // of the last one that had its turn
+	leaving     []*call // what ends observations, and waits until nothing else does
 	standing    int     // open calls
 }
 
@@ -144,7 +145,7 @@ func (c *Client) Wait() {
 		if k.open != nil {
 			c.forgetOpen(k)
 		}
-		k.server.outstanding, k.server.waiting = 0, nil
+		k.server.outstanding, k.server.waiting, k.server.leaving = 0, nil, nil
 	}
 	clear(c.busy)
 	c.mu.Unlock()
@@ -398,9 +399,7 @@ func (c *Client) remove(k *call) (*call, error) {
 		c.forgetOpen(k)
 	}
 	if k.waiting {
-		s := k.server
-		i := slices.Index(s.waiting, k)
-		s.waiting = slices.Delete(s.waiting, i, i+1)
+		k.server.unqueue(k)
 		return nil, nil
 	}
 	return c.release(k)
@@ -415,6 +414,11 @@ func (c *Client) release(k *call) (*call, error) {
 	k.outstanding = false
 	s := k.server
 	s.outstanding--
+	if len(s.waiting) == 0 && len(s.leaving) > 0 {
+		next := s.leaving[0]
+		s.unqueue(next)
+		return next, c.begin(next)
+	}
 	if len(s.waiting) == 0 {
 		if s.outstanding == 0 && s.standing == 0 && len(c.busy) > 0 {
 			delete(c.busy, s.peer.Addr)

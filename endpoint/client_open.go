@@ -54,7 +54,8 @@ func (c *Client) forgetOpen(k *call) {
 // knows an observation by port and Token. Called under the lock.
 func (c *Client) beginAgain(k *call) error {
 	s := k.server
-	id, ok := s.lane.takeOn(time.Now(), slices.Index(c.ports[s.family], k.port))
+	k.begun = time.Now()
+	id, ok := s.lane.takeOn(k.begun, slices.Index(c.ports[s.family], k.port))
 	if !ok {
 		c.config.Stats.PortsExhausted.Add(1)
 		return &exchange.Failure{Reason: exchange.Overloaded, Detail: "no Message ID is free towards this server", RetryAfter: time.Second}
@@ -123,21 +124,54 @@ func (k *call) stop(err error) {
 }
 
 // tell sends a request with the Token of an ended call, whose response nobody
-// waits for. If it is lost, the server's next notification is reset.
+// waits for. If it is lost, the server's next notification is reset. It waits until
+// nothing else waits for the server, so that many observations may end at once and
+// keep up nobody; there are at most as many as there may be observations.
 func (c *Client) tell(k *call, m *wire.Message) {
 	m.Type = message.Confirmable
 	d := &call{client: c, sink: discard{}, name: k.name, token: k.token, port: k.port, request: m, sealing: k.sealing}
-	d.deadline.Fire = d
+	d.deadline.Fire = exchange.FireFunc(d.untold)
 	nstart := c.config.NStart(k.server.peer.Addr)
 	c.mu.Lock()
 	s := c.serverOf(k.server.peer.Addr)
 	d.server = s
-	if c.closed || c.calls[d.token] != nil || len(s.waiting) >= c.config.Queue {
+	if c.closed || c.calls[d.token] != nil || len(s.leaving) >= max(c.config.Observations, c.config.Queue) {
 		c.mu.Unlock()
 		return
 	}
 	c.calls[d.token] = d
-	c.start(d, nstart, time.Now().Add(c.config.TimeoutCON))
+	until := time.Now().Add(c.config.TimeoutCON)
+	if s.outstanding < max(nstart, 1) {
+		c.start(d, nstart, until)
+		return
+	}
+	c.config.Engine.Schedule(&d.deadline, until)
+	d.waiting = true
+	s.leaving = append(s.leaving, d)
+	c.mu.Unlock()
+}
+
+// untold ends a call of tell whose time is over.
+func (k *call) untold(now time.Time) {
+	k.client.mu.Lock()
+	if k.waiting {
+		k.client.config.Stats.DeregistrationsUnsent.Add(1)
+	}
+	k.client.mu.Unlock()
+	k.Fire(now)
+}
+
+// unqueue takes a call out of what waits for the server. Called under the client's
+// lock.
+func (s *server) unqueue(k *call) {
+	k.waiting = false
+	if i := slices.Index(s.waiting, k); i >= 0 {
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+		return
+	}
+	if i := slices.Index(s.leaving, k); i >= 0 {
+		s.leaving = slices.Delete(s.leaving, i, i+1)
+	}
 }
 
 // start begins a call whose request is its own, or has it wait for its turn.
@@ -241,9 +275,7 @@ func (k *call) retries(id int, err error) bool {
 	c.config.Engine.Schedule(&k.deadline, o.due)
 	next, failure := c.release(k)
 	if k.waiting {
-		s := k.server
-		s.waiting = slices.DeleteFunc(s.waiting, func(w *call) bool { return w == k })
-		k.waiting = false
+		k.server.unqueue(k)
 	}
 	last := k.id
 	c.mu.Unlock()

@@ -28,11 +28,11 @@ func (c *Client) Load() (calls, outstanding, waiting, busy, pending int) {
 	defer c.mu.Unlock()
 	for _, s := range c.servers.Values() {
 		outstanding += s.outstanding
-		waiting += len(s.waiting)
+		waiting += len(s.waiting) + len(s.leaving)
 	}
 	for _, s := range c.busy {
 		outstanding += s.outstanding
-		waiting += len(s.waiting)
+		waiting += len(s.waiting) + len(s.leaving)
 	}
 	for _, family := range c.ports {
 		for _, e := range family {

@@ -107,6 +107,52 @@ func TestObservation(t *testing.T) {
 	})
 }
 
+// FP-67, FP-92: a server with many observations hears of the end of each when they
+// end together, one request at a time, behind the requests of others; of what it is
+// too slow for it is not told, and that is counted.
+func TestManyObservationsEnd(t *testing.T) {
+	inBed(t, func(t *testing.T, b *bed) {
+		const many = 8 // more than the queue holds
+		c, server := b.client(), b.rawServer()
+		var cancels []exchange.Canceler
+		tokens := make(map[string]bool)
+		for range many {
+			_, cancel := b.observe(c, observing())
+			m := server.one()
+			server.send(notification(m, message.Acknowledgement, m.ID, 10, "one"))
+			cancels = append(cancels, cancel)
+			tokens[string(m.Token)] = true
+		}
+		for _, cancel := range cancels {
+			cancel.Cancel()
+		}
+		b.engine.Flush()
+		synctest.Wait()
+		require.Equal(t, many-1, c.Queued())
+		told := func(m wire.Message) {
+			require.EqualValues(t, 1, observeValue(t, m))
+			require.True(t, tokens[string(m.Token)])
+			delete(tokens, string(m.Token))
+		}
+		first := server.one()
+		told(first)
+		s, _ := b.ask(c, to(serverAddr, true)) // of another client, which need not wait for all that
+		server.send(answerTo(first, message.Acknowledgement, first.ID))
+		m := server.one()
+		require.False(t, wire.Has(m.Options, wire.Observe))
+		server.send(answerTo(m, message.Acknowledgement, m.ID))
+		s.answered()
+		for len(tokens) > 3 {
+			m := server.one()
+			told(m)
+			server.send(answerTo(m, message.Acknowledgement, m.ID))
+		}
+		pass(100 * time.Second) // the server is away: one after the other is repeated in vain
+		b.requireIdle(c)
+		require.EqualValues(t, 1, b.stats.DeregistrationsUnsent.Load())
+	})
+}
+
 // FP-62, FP-66: what ends an observation.
 func TestObservationEnds(t *testing.T) {
 	for _, tt := range []struct {

@@ -261,10 +261,10 @@ func TestStopWithManyObservations(t *testing.T) {
 	o := newObservable(60)
 	origin := single(t, o.handle)
 	s := forwarding
-	s.limits = "grace: 10s"
+	s.limits = "grace: 20s"
 	p := startProxy(t, netip.AddrPort{}, s)
 	c := newClient(t, here, clientAddr, p.addr())
-	const resources = 16 // what `queue` of a server holds; of more it is not told
+	const resources = 200 // more than may wait for a server otherwise
 	for i := range resources {
 		c.ask(observe(coap.CON, fmt.Sprintf("coap://%v/x%d", origin.addr(), i)))
 	}

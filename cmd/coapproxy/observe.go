@@ -44,8 +44,7 @@ func (p *runningProxy) moveObservations(before, after *generation, changes []con
 
 // settle waits until the servers whose observations have ended with the clients'
 // have been told, one after the other as NSTART has it (FP-67, FP-92), or over is
-// closed. Of more than its queue holds a server is not told: nobody takes what it
-// goes on sending. A server that does not answer costs the others nothing but that time.
+// closed. A server that does not answer costs the others nothing but that time.
 func (p *runningProxy) settle(over <-chan struct{}) {
 	const interval = 10 * time.Millisecond
 	ticker := time.NewTicker(interval)

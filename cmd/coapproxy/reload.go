@@ -178,8 +178,11 @@ func (s *oldGenerations) list() []*generation {
 	return out
 }
 
-// idle reports whether the generation has nothing to do.
-func (g *generation) idle() bool { return g.route.Running() == 0 && g.names.Pending() == 0 }
+// idle reports whether the generation has nothing to do, nor to tell to a server.
+func (g *generation) idle() bool {
+	_, servers := g.queued()
+	return servers == 0 && g.route.Running() == 0 && g.names.Pending() == 0
+}
 
 // finish waits until g has had nothing to do for a while, in which what one part
 // has handed to the next has arrived there, or ctx ends.
