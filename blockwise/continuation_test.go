@@ -508,3 +508,44 @@ func TestContinuationBytesBounded(t *testing.T) {
 		require.EqualValues(g, maxCompleting-2000, g.layer.bytes.Load())
 	})
 }
+
+// GP-64, GC-54: a notification in blocks is completed also when T' is over; whoever
+// ends the observation meanwhile ends that, too. Without an observation nothing is
+// completed after T'.
+func TestContinuationOfNotifications(t *testing.T) {
+	for _, observes := range []bool{true, false} {
+		inGroup(t, func(g *groupTest) {
+			w := &checkingSink{t: g}
+			var options []message.Option
+			if observes {
+				options = append(options, uintOption(wire.Observe, 0))
+			}
+			cancel := g.ask(w, options...)
+			g.sleepUntil(6 * time.Second)
+			body := bodyOf(150)
+			g.group.last().respond(g.first(1, body, 2, option(wire.ETag, []byte("e")), uintOption(wire.Observe, 7)))
+			if !observes {
+				require.Empty(g, g.unicast.requests())
+				g.group.last().end(nil)
+				require.Equal(g, body[:64], w.one().Payload)
+				return
+			}
+			for i := 0; i < len(g.unicast.requests()); i++ {
+				a := g.unicast.requests()[i]
+				require.False(g, wire.Has(a.Options, wire.Observe)) // RFC 7959 §2.6
+				g.rest(a, body, 2, option(wire.ETag, []byte("e")))
+			}
+			require.Len(g, w.responses(), 1)
+			require.Equal(g, body, w.responses()[0].Payload)
+			require.True(g, wire.Has(w.responses()[0].Options, wire.Observe))
+
+			g.group.last().respond(g.first(2, body, 2, option(wire.ETag, []byte("f")), uintOption(wire.Observe, 8)))
+			require.Len(g, w.responses(), 1)
+			cancel.Cancel()
+			g.group.last().end(exchange.ErrCanceled)
+			require.Len(g, w.responses(), 1)
+			ends, _ := w.ended()
+			require.Equal(g, 1, ends)
+		})
+	}
+}

@@ -68,20 +68,21 @@ func newGroupObservation(t *transaction, r *exchange.Request) *groupObservation 
 	return o
 }
 
-// take judges a response of a member. It reports false for one that was overtaken
-// or is of a member too many. Run by the serial.
-func (o *groupObservation) take(p *exchange.Response) bool {
+// take judges a response of a member: whether it is registered, or was until now, and
+// ok is false for a response that was overtaken or is of a member too many. Run by the
+// serial.
+func (o *groupObservation) take(p *exchange.Response) (registered, ok bool) {
 	stats := o.transaction.leg.config.Stats
 	m := o.members[p.From]
 	if !wire.IsNotification(p.Code, p.Options) {
 		delete(o.members, p.From) // it does not observe, or not any more (GP-63)
-		return true
+		return m != nil, true
 	}
 	now := time.Now()
 	if m == nil {
 		if len(o.members) >= maxObserved {
 			stats.Excess.Add(1)
-			return false
+			return false, false
 		}
 		m = &observed{}
 		o.members[p.From] = m
@@ -91,7 +92,7 @@ func (o *groupObservation) take(p *exchange.Response) bool {
 	}
 	if value, ok := wire.ObserveOf(p.Options); ok && !m.order.Newer(value, now) {
 		stats.NotificationsOld.Add(1) // GC-43
-		return false
+		return true, false
 	}
 	maxAge := defaultMaxAge
 	if v, ok := wire.First(p.Options, wire.MaxAge); ok {
@@ -101,7 +102,7 @@ func (o *groupObservation) take(p *exchange.Response) bool {
 	m.due, m.asked = now.Add(maxAge+renewalPause()), false
 	o.established = true
 	o.plan()
-	return true
+	return true, true
 }
 
 // plan schedules the next renewal.

@@ -99,14 +99,22 @@ func (s *subscriber) post(err error) {
 // like a success (GC-31), and one after the other from the same server (GC-34,
 // GP-58). Run by serial.
 func (t *transaction) respond(p *exchange.Response) {
-	if t.observation != nil && !t.observation.take(p) {
-		return
+	registered := false
+	if o := t.observation; o != nil {
+		var ok bool
+		if registered, ok = o.take(p); !ok {
+			return
+		}
 	}
 	for _, s := range t.subscribers {
 		if s.ended {
 			continue
 		}
 		if s.open { // the servers are bounded, and the newest is what counts
+			if !registered { // GP-64
+				t.leg.config.Stats.Late.Add(1)
+				continue
+			}
 			if s.sink.Respond(p) == exchange.Stop {
 				t.end(s, nil)
 			}

@@ -3,6 +3,7 @@ package test
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,6 +67,136 @@ func TestObserveOverWebSocket(t *testing.T) {
 	}
 }
 
+// A client over DTLS observes a whole group, beyond T' (GP-64), with a number of its own
+// in each notification (GP-67); the end of its session ends that (GP-45).
+func TestObserveGroupOverDTLS(t *testing.T) {
+	t.Parallel()
+	o := newObservable(60)
+	servers, group := members(t, 2, o.handle)
+	keys := keyFile(t, "identity: gw\nkey: %q\n", fmt.Sprintf("%x", sharedKey))
+	p := startProxy(t, group, settings{listen: "- coaps://127.0.0.1:0", clients: "- name: gateway\n  psk: gw\n  groups: \"*\"", top: "credentials: {psk: " + keys + "}"})
+	c := newDatagramClient(t, here, p.addr(), pskOptions("gw")...)
+	last := uint64(0)
+	seen := make(map[string]bool)
+	note := func(in *coap.Message) {
+		t.Helper()
+		require.NotNil(t, in)
+		require.True(t, in.Has(coap.ReplyFrom))
+		number, ok := in.Option(coap.Observe)
+		require.True(t, ok)
+		require.Greater(t, number.Uint(), last)
+		last = number.Uint()
+		seen[string(in.Payload)] = true
+	}
+	next := func() *coap.Message {
+		for until := time.Now().Add(patience); time.Now().Before(until); {
+			if in := c.take(until); in != nil && in.Code != coap.Empty {
+				return in
+			}
+		}
+		return nil
+	}
+	first := c.ask(observe(coap.CON, groupURI(group, "/x"), timeout(1)))
+	note(first)
+	note(next())
+	require.Len(t, seen, 2)
+	eventually(t, func() bool {
+		return len(p.entries("group exchange ended")) > 0 || o.count(servers[0])+o.count(servers[1]) == 2
+	}, "both are observed")
+	time.Sleep(1500 * time.Millisecond) // T' is over
+	for _, s := range servers {
+		o.set(s, "later")
+		in := next()
+		note(in)
+		require.Equal(t, first.Token, in.Token)
+		require.Equal(t, s.name+" later", string(in.Payload))
+	}
+	require.NoError(t, c.conn.Close())
+	for _, s := range servers {
+		eventually(t, func() bool { return o.count(s) == 0 }, "%s is still observed", s.name)
+	}
+}
+
+// Servers over WebSocket and the other connections are observed, and registered with
+// again over a new connection when the old one breaks (FP-65); the last client gone ends
+// it (FP-67).
+func TestObservedOverConnections(t *testing.T) {
+	t.Parallel()
+	ca := newCertAuthority(t, "servers")
+	cert := ca.issue("origin", forServer)
+	p := startProxy(t, group0, settings{client: everyScheme, proxy: "require_secure_client: false", top: "credentials: {servers: {authorities: " + ca.file + "}}"})
+	for _, scheme := range allSchemes[2:] {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			o := newStreamOrigin(t, scheme, cert, 1152)
+			o.keep("x", []byte("first"))
+			c := newClient(t, here, clientAddr, p.addr())
+			in := c.ask(observe(coap.CON, o.uri("x")))
+			require.True(t, in.Has(coap.Observe))
+			require.Equal(t, "first", string(in.Payload))
+			o.notify("x", []byte("second"))
+			require.Equal(t, "second", string(c.expect().Payload))
+			o.drop()
+			eventually(t, func() bool { return o.observed("x") }, "it is registered with again")
+			require.True(t, c.untilPayload("second", patience))
+			o.notify("x", []byte("third"))
+			require.True(t, c.untilPayload("third", patience))
+			require.Equal(t, 2, o.connections())
+			m := get(coap.NON, o.uri("x"), coap.Uint(coap.Observe, 1))
+			m.Token = in.Token
+			c.send(c.fresh(m))
+			eventually(t, func() bool { return !o.observed("x") }, "it is still observed")
+		})
+	}
+}
+
+// FP-69: a server confirms by a 2.03 what a client says that it has; that is the short
+// form for those that said so, and the whole for the others, with one registration.
+func TestNotificationsInShortForm(t *testing.T) {
+	t.Parallel()
+	for _, cache := range []string{"enabled: false", "enabled: true"} {
+		t.Run(cache, func(t *testing.T) {
+			t.Parallel()
+			var registration atomic.Pointer[request]
+			origin := single(t, func(s *server, r *request) {
+				registration.Store(r)
+				s.answer(r, coap.Message{Code: coap.CodeOf(2, 5), Payload: []byte("one"),
+					Options: []coap.Option{coap.Opt(coap.ETag, "e1"), coap.Uint(coap.Observe, 1), coap.Uint(coap.ContentFormat, 0)}})
+			})
+			s := forwarding
+			s.cache = cache
+			p := startProxy(t, group0, s)
+			uri := "coap://" + origin.addr().String() + "/x"
+			has, hasNot := newClient(t, here, clientAddr, p.addr()), newClient(t, here, clientAddr, p.addr())
+			require.Equal(t, "one", string(has.ask(observe(coap.CON, uri, coap.Opt(coap.ETag, "e1"))).Payload))
+			require.Equal(t, "one", string(hasNot.ask(observe(coap.CON, uri)).Payload))
+			notify := func(number uint32, m coap.Message) {
+				m.Type, m.ID = coap.CON, origin.nextID()
+				m.Options = append(m.Options, coap.Uint(coap.Observe, number))
+				origin.send(registration.Load(), m)
+			}
+			expect := func(c *client, code coap.Code, payload, etag string) {
+				t.Helper()
+				in := c.expect()
+				require.Equal(t, code, in.Code)
+				require.Equal(t, payload, string(in.Payload))
+				require.Equal(t, [][]byte{[]byte(etag)}, in.All(coap.ETag))
+				require.True(t, in.Has(coap.Observe))
+			}
+			notify(2, coap.Message{Code: coap.CodeOf(2, 5), Payload: []byte("two"), Options: []coap.Option{coap.Opt(coap.ETag, "e2"), coap.Uint(coap.ContentFormat, 0)}})
+			expect(has, coap.CodeOf(2, 5), "two", "e2")
+			expect(hasNot, coap.CodeOf(2, 5), "two", "e2")
+			notify(3, coap.Message{Code: coap.CodeOf(2, 5), Payload: []byte("one"), Options: []coap.Option{coap.Opt(coap.ETag, "e1"), coap.Uint(coap.ContentFormat, 0)}})
+			expect(has, coap.CodeOf(2, 5), "one", "e1")
+			expect(hasNot, coap.CodeOf(2, 5), "one", "e1")
+			notify(4, coap.Message{Code: coap.CodeOf(2, 3), Options: []coap.Option{coap.Opt(coap.ETag, "e1")}})
+			expect(has, coap.CodeOf(2, 3), "", "e1")
+			expect(hasNot, coap.CodeOf(2, 5), "one", "e1")
+			require.Len(t, origin.requests(), 1)
+		})
+	}
+}
+
 // libcoap's client over DTLS observes libcoap's server over every transport that
 // has.
 func TestObserveSecuredWithLibcoap(t *testing.T) {
@@ -86,15 +217,17 @@ func TestObserveSecuredWithLibcoap(t *testing.T) {
 	require.Len(t, p.entries("observation"), len(all))
 }
 
-// A server that is killed and started again while it is observed, over UDP and
-// TCP: the proxy registers again, and its clients go on.
+// A server that is killed and started again while it is observed, over every transport
+// that it has: the proxy opens what is lost and registers again, and its clients go on
+// (FP-65).
 func TestObservedServerIsKilled(t *testing.T) {
 	t.Parallel()
-	for _, scheme := range []string{"coap", "coap+tcp"} {
+	for _, scheme := range []string{"coap", "coaps", "coap+tcp", "coaps+tcp"} {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
 			o := startOrigin(t, "coap-server-openssl")
-			p := startProxy(t, group0, settings{client: everyScheme})
+			p := startProxy(t, group0, settings{client: everyScheme, proxy: "require_secure_client: false",
+				top: "credentials: {servers: {authorities: " + o.ca.file + ", psk: " + o.psk + "}}"})
 			c := newClient(t, here, clientAddr, p.addr())
 			first := c.ask(observe(coap.CON, o.uri(scheme, "time")))
 			require.True(t, first.Has(coap.Observe), "%v", first.Message)

@@ -311,6 +311,7 @@ type streamOrigin struct {
 	mu      sync.Mutex
 	bodies  map[string][]byte
 	conns   map[frameConn]bool
+	watch   map[string]streamObserver
 	count   int // connections so far
 	largest int // payload of a request
 	szx     map[int]bool
@@ -329,7 +330,7 @@ func newStreamOriginOn(t *testing.T, l net.Listener, scheme string, cert pair, m
 	t.Helper()
 	at := l.Addr().(*net.TCPAddr).AddrPort()
 	o := &streamOrigin{t: t, scheme: scheme, addr: netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), bodies: make(map[string][]byte),
-		conns: make(map[frameConn]bool), szx: make(map[int]bool)}
+		conns: make(map[frameConn]bool), watch: make(map[string]streamObserver), szx: make(map[int]bool)}
 	if maxMessage > 0 {
 		o.csm = []coap.Option{coap.Uint(maxMessageSize, maxMessage), {Number: blockWise}}
 	}
@@ -398,6 +399,11 @@ func (o *streamOrigin) serve(c frameConn) {
 		c.close()
 		o.mu.Lock()
 		delete(o.conns, c)
+		for path, w := range o.watch {
+			if w.conn == c {
+				delete(o.watch, path)
+			}
+		}
 		o.mu.Unlock()
 	}()
 	peerMax := 1152
@@ -424,6 +430,14 @@ func (o *streamOrigin) serve(c frameConn) {
 		}
 		r := o.answer(m, uploads, peerMax)
 		r.Token = m.Token
+		if wish, ok := m.Option(coap.Observe); ok && r.Code == coap.CodeOf(2, 5) {
+			o.mu.Lock()
+			if delete(o.watch, m.Path()); wish.Uint() == 0 {
+				o.watch[m.Path()] = streamObserver{c, m.Token}
+				r.Options = append(r.Options, coap.Opt(coap.Observe, ""))
+			}
+			o.mu.Unlock()
+		}
 		if c.put(r) != nil {
 			return
 		}
@@ -441,6 +455,28 @@ func (o *streamOrigin) keep(path string, body []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.bodies["/"+path] = body
+}
+
+// streamObserver is who observes a resource.
+type streamObserver struct {
+	conn  frameConn
+	token []byte
+}
+
+// notify changes a body and tells the observer.
+func (o *streamOrigin) notify(path string, body []byte) {
+	o.keep(path, body)
+	o.mu.Lock()
+	w := o.watch["/"+path]
+	o.mu.Unlock()
+	require.NoError(o.t, w.conn.put(&coap.Message{Code: coap.CodeOf(2, 5), Token: w.token, Payload: body, Options: []coap.Option{coap.Opt(coap.Observe, "")}}))
+}
+
+func (o *streamOrigin) observed(path string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, ok := o.watch["/"+path]
+	return ok
 }
 
 // answer answers a request of a connection; uploads are the bodies it has begun.
