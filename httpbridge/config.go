@@ -21,9 +21,13 @@ type Config struct {
 	Media   Media
 	Origins Origins
 	Limits  Limits
-	// Identifier names this proxy in Via fields (HC-106); no spaces. Empty: no
-	// Via.
+	// Identifier names this proxy in the Via fields of responses (HC-106); no spaces.
+	// Empty: no Via.
 	Identifier string
+	// Pseudonym is the name under which this proxy, and no other, makes requests over
+	// HTTP: what comes with it in Via has gone in a circle and is refused. Empty: no
+	// such requests are made.
+	Pseudonym string
 	// Query offers the QUERY method for FETCH (HC-20).
 	Query bool
 	// OSCORE lets requests through that are protected end to end with OSCORE

@@ -20,6 +20,11 @@ import (
 // forward makes the exchange.Request and carries it out.
 func (x *call) forward() *problem {
 	f, h := x.front, x.r.Header
+	own, hops := readVia(h["Via"], f.Pseudonym)
+	if own { // FP-55
+		f.Stats.Failures[exchange.HopLimitReached].Add(1)
+		return failureProblem(&exchange.Failure{Reason: exchange.HopLimitReached, Detail: f.Identifier})
+	}
 	method, ok := coapMethod(x.r.Method, f.Query)
 	if !ok {
 		return refuse(http.StatusNotImplemented, "the method "+quoteMethod(x.r.Method)+" has no counterpart in CoAP here",
@@ -37,6 +42,9 @@ func (x *call) forward() *problem {
 	}
 	q := &x.query
 	q.call, q.method, q.timeout, q.stored = x, method, timeout, readCacheControl(h["Cache-Control"])
+	if hops > 0 {
+		q.add(wire.HopLimit, []byte{hops}) // HC-106
+	}
 	if refusal := q.read(); refusal != nil {
 		return refusal
 	}

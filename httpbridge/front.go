@@ -133,7 +133,7 @@ func (x *call) serve() *problem {
 		return nil
 	}
 	var refusal *problem
-	if x.place, refusal = f.mapping.find(r.RequestURI, r.Host); refusal != nil {
+	if x.place, refusal = f.mapping.find(r.RequestURI, addressed{r.Host, scheme(r), x.local()}); refusal != nil {
 		return refusal
 	}
 	if x.place.kind == placeOpenAPI {

@@ -48,10 +48,11 @@ type LegConfig struct {
 	Query bool
 	// Loose is as in Media.
 	Loose bool
-	// Identifier names this proxy in Via fields (HC-106); empty: no Via.
-	Identifier string
-	Stats      *LegStats
-	Log        *zap.Logger
+	// Pseudonym names this proxy in Via fields (HC-106), as that of Config; empty: no
+	// Via.
+	Pseudonym string
+	Stats     *LegStats
+	Log       *zap.Logger
 }
 
 // LegStats counts what a Leg does.

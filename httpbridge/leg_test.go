@@ -49,7 +49,7 @@ func newOrigin(t *testing.T, secure bool, change func(*LegConfig)) *origin {
 		o.mu.Unlock()
 		handle(w, r)
 	}))
-	c := LegConfig{Engine: exchange.NewEngine(), Stats: &LegStats{}, Log: zap.NewNop(), Identifier: "gw"}
+	c := LegConfig{Engine: exchange.NewEngine(), Stats: &LegStats{}, Log: zap.NewNop(), Pseudonym: "gw"}
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if secure {
 		s.StartTLS()

@@ -58,8 +58,8 @@ func (l *Leg) checkOptions(r *exchange.Request) *exchange.Failure {
 // fields sets the header fields of a request (RFC 7252 §10.1).
 func (l *Leg) fields(h http.Header, r *exchange.Request, target *url.URL) {
 	h.Set("User-Agent", "coapproxy")
-	if l.Identifier != "" {
-		h.Set("Via", "CoAP/1 "+l.Identifier) // HC-106, FP-55
+	if l.Pseudonym != "" {
+		h.Set("Via", viaField(l.Pseudonym, r.Options)) // HC-106, FP-55
 	}
 	var matches, none []string
 	for _, o := range r.Options {
@@ -243,6 +243,7 @@ func (l *Leg) asError(p *exchange.Response, response *http.Response) {
 	name, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
 	switch {
 	case name == "text/plain" && response.Header.Get("Content-Encoding") == "" && utf8.Valid(p.Payload):
+		p.Payload = bytes.TrimRight(p.Payload, "\r\n") // and names in a 5.08 stay apart
 		for len(p.Payload) > most {
 			_, size := utf8.DecodeLastRune(p.Payload)
 			p.Payload = p.Payload[:len(p.Payload)-size]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -27,7 +28,8 @@ type Mapping struct {
 	DefaultScheme string
 	// Forward serves absolute-form request targets with a CoAP scheme (HC-11).
 	Forward bool
-	// Routes are the null mapping: a table of paths (HC-10).
+	// Routes are the null mapping: a table of paths (HC-10), looked through in this
+	// order.
 	Routes []Route
 }
 
@@ -36,6 +38,9 @@ type Mapping struct {
 type Route struct {
 	// Host is the host the client asked for, without port; empty: any.
 	Host string
+	// Listener reports whether a request came by one of the listeners for which the
+	// route is; nil: by any.
+	Listener func(scheme string, local netip.AddrPort) bool
 	// Path begins with a slash and is compared as it was sent.
 	Path string
 	// Target is a CoAP URI without query.
@@ -78,8 +83,8 @@ type place struct {
 type mapping struct {
 	Mapping
 	templates []template
-	routes    []mappedRoute // longest path first
-	byHost    bool          // what a target means can depend on the host that was addressed
+	routes    []mappedRoute
+	elsewhere bool // what a target means can depend on more than itself
 	memo      placeMemo
 }
 
@@ -114,34 +119,40 @@ func newMapping(c Mapping) (*mapping, error) {
 		case !strings.HasPrefix(r.Path, "/"):
 			return nil, fmt.Errorf("route %q: the path must begin with a slash", r.Path)
 		}
-		m.byHost = m.byHost || r.Host != ""
+		m.elsewhere = m.elsewhere || r.Host != "" || r.Listener != nil
 		m.routes = append(m.routes, mappedRoute{Route: r, target: u, text: strings.TrimSuffix(u.String(), "/")})
 	}
-	slices.SortStableFunc(m.routes, func(a, b mappedRoute) int { return len(b.Path) - len(a.Path) })
 	return m, nil
 }
 
 func isCoAP(scheme string) bool { return strings.HasPrefix(scheme, "coap") }
 
 // find is resolve with what it remembers. The place is shared and never changed.
-func (m *mapping) find(target, host string) (*place, *problem) {
-	if m.byHost || len(target) > memoLength {
-		p, refusal := m.resolve(target, host)
+func (m *mapping) find(target string, to addressed) (*place, *problem) {
+	if m.elsewhere || len(target) > memoLength {
+		p, refusal := m.resolve(target, to)
 		return &p, refusal
 	}
 	slot, hash, known := m.memo.look(target)
 	if known != nil {
 		return known, nil
 	}
-	p, refusal := m.resolve(target, host)
+	p, refusal := m.resolve(target, to)
 	if refusal == nil {
 		slot.remember(target, hash, &p)
 	}
 	return &p, refusal
 }
 
-// resolve reads a raw request target (HC-5). host is what the client addressed.
-func (m *mapping) resolve(target, host string) (place, *problem) {
+// addressed is what a client sent a request to.
+type addressed struct {
+	host   string // as it says
+	scheme string // of the listener
+	local  netip.AddrPort
+}
+
+// resolve reads a raw request target (HC-5).
+func (m *mapping) resolve(target string, to addressed) (place, *problem) {
 	scheme, _, absolute := cutScheme(target)
 	switch {
 	case target == "*":
@@ -156,7 +167,7 @@ func (m *mapping) resolve(target, host string) (place, *problem) {
 		if end < 0 {
 			end = len(path)
 		}
-		host, target = path[:end], path[end:]
+		to.host, target = path[:end], path[end:]
 		if !strings.HasPrefix(target, "/") {
 			target = "/" + target
 		}
@@ -170,11 +181,11 @@ func (m *mapping) resolve(target, host string) (place, *problem) {
 	default:
 		return place{}, refuse(http.StatusBadRequest, "malformed request target", "")
 	}
-	return m.origin(target, host)
+	return m.origin(target, &to)
 }
 
 // origin reads a request target in origin form.
-func (m *mapping) origin(target, host string) (place, *problem) {
+func (m *mapping) origin(target string, to *addressed) (place, *problem) {
 	path, query, hasQuery := strings.Cut(target, "?")
 	switch path {
 	case corePath:
@@ -187,7 +198,8 @@ func (m *mapping) origin(target, host string) (place, *problem) {
 	for i := range m.routes {
 		r := &m.routes[i]
 		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(r.Path, "/"))
-		if !ok || rest != "" && rest[0] != '/' || r.Host != "" && !strings.EqualFold(r.Host, hostOnly(host)) {
+		if !ok || rest != "" && rest[0] != '/' || r.Host != "" && !strings.EqualFold(r.Host, hostOnly(to.host)) ||
+			r.Listener != nil && !r.Listener(to.scheme, to.local) {
 			continue
 		}
 		if hasQuery {
@@ -284,7 +296,7 @@ func openBrackets(s string) string {
 
 var brackets = strings.NewReplacer("%5B", "[", "%5b", "[", "%5D", "]", "%5d", "]")
 
-// hosting writes a CoAP URI the way a client asks for it: as the route it came
+// hosting writes a CoAP URI as a hosting HTTP URI, the way a client asks for it (HC-1): as the route it came
 // by has it, in the forward-proxy form, or in the default mapping.
 func (m *mapping) hosting(p *place, u wire.URI) string {
 	text := u.String()

@@ -171,7 +171,7 @@ func FuzzTarget(f *testing.F) {
 		Routes: []Route{{Path: "/lights", Target: "coap://[ff05::fd]/light"}, {Host: "h", Path: "/", Target: "coap://h"}}})
 	require.NoError(f, err)
 	f.Fuzz(func(t *testing.T, target, host string) {
-		p, refusal := m.resolve(target, host)
+		p, refusal := m.resolve(target, addressed{host: host})
 		if refusal != nil {
 			require.GreaterOrEqual(t, refusal.status, 400)
 			require.NotEmpty(t, http.StatusText(refusal.status))
@@ -190,7 +190,8 @@ func FuzzTarget(f *testing.F) {
 		require.True(t, isCoAP(again.Scheme))
 		// What is written for clients leads back to the same target.
 		if p.route == nil && !p.forward {
-			back, refusal := m.resolve(m.hosting(&p, p.uri), host)
+			// HC-1: the hosting URI of a target leads to that target.
+			back, refusal := m.resolve(m.hosting(&p, p.uri), addressed{host: host})
 			require.Nil(t, refusal)
 			if back.route == nil {
 				require.Equal(t, text, back.uri.String())

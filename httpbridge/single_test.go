@@ -70,22 +70,22 @@ func TestPlacesAreRemembered(t *testing.T) {
 	targets := []string{"/hc/coap://192.0.2.7/a", "/hc/coap://192.0.2.7/b", "/lamp/x?y", "/.well-known/core?rt=x"}
 	for range 3 {
 		for _, target := range targets {
-			p, refusal := m.find(target, "h")
+			p, refusal := m.find(target, addressed{host: "h"})
 			require.Nil(t, refusal)
-			want, _ := m.resolve(target, "h")
+			want, _ := m.resolve(target, addressed{host: "h"})
 			require.Equal(t, want, *p)
 		}
 	}
-	_, refusal := m.find("/nothing", "h")
+	_, refusal := m.find("/nothing", addressed{host: "h"})
 	require.NotNil(t, refusal)
-	_, refusal = m.find("/nothing", "h")
+	_, refusal = m.find("/nothing", addressed{host: "h"})
 	require.NotNil(t, refusal, "what is refused is not remembered")
 
 	m, err = newMapping(Mapping{Routes: []Route{{Host: "a.example", Path: "/", Target: "coap://192.0.2.1"}, {Host: "b.example", Path: "/", Target: "coap://192.0.2.2"}}})
 	require.NoError(t, err)
 	for range 3 {
-		a, _ := m.find("/x", "a.example")
-		b, _ := m.find("/x", "b.example:8080")
+		a, _ := m.find("/x", addressed{host: "a.example"})
+		b, _ := m.find("/x", addressed{host: "b.example:8080"})
 		require.Equal(t, "coap://192.0.2.1/x", string(a.text))
 		require.Equal(t, "coap://192.0.2.2/x", string(b.text))
 	}

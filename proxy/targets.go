@@ -84,7 +84,7 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		f.Asked = asked(r.Options)
 		return exchange.Fail(w, f)
 	}
-	if d.scheme == "http" || d.scheme == "https" {
+	if overHTTP(d.scheme) {
 		if options, f = keepURI(r, &d, options); f != nil {
 			return exchange.Fail(w, f)
 		}
@@ -153,6 +153,9 @@ func (t *Targets) stoodInFor(r *exchange.Request, w exchange.Sink, p *Place) exc
 	scratch := optionScratch.Get().(*message.Options)
 	defer putScratch(scratch)
 	options, f := h.forward(r, t.Numbers, (*scratch)[:0])
+	if f == nil && overHTTP(h.to.scheme) {
+		options, f = keepURI(r, &h.to.destination, options)
+	}
 	*scratch = options
 	if f != nil {
 		return exchange.Fail(w, f)
@@ -214,6 +217,8 @@ func (t *Targets) reach(r *exchange.Request, w exchange.Sink, d *destination, st
 		return t.proceed(r, w, addrs, port, stoodIn)
 	})
 }
+
+func overHTTP(scheme string) bool { return scheme == "http" || scheme == "https" }
 
 // keepURI keeps the URI of an HTTP target as it was written, in Proxy-Uri: an
 // encoded delimiter can mean something else there than the plain one.

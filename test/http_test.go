@@ -254,3 +254,28 @@ func TestHTTPLongBody(t *testing.T) {
 	require.Equal(t, body, string(got))
 	require.Greater(t, len(origin.requests()), 1)
 }
+
+// Routes are for HTTP clients what they are for CoAP clients: the first that matches
+// counts, and one that is for a listener is for no other (HC-10).
+func TestHTTPRoutes(t *testing.T) {
+	t.Parallel()
+	origin := single(t, content)
+	p := startProxy(t, group0, settings{listen: "- coap://127.0.0.1:0\n- http://127.0.0.1:0\n- http://127.0.0.2:0", client: forwarding.client,
+		top: strings.ReplaceAll(`routes:
+- {name: second-listener, listen: ["http://127.0.0.2:0"], to: "coap://ORIGIN/second"}
+- {name: long, path: /a/b, to: "coap://ORIGIN/long"}
+- {name: named, host: [a.test], path: /a, to: "coap://ORIGIN/named"}
+- {name: short, path: /a, to: "coap://ORIGIN/short"}
+- {name: coap-only, path: /c, listen: ["coap://127.0.0.1:0"], to: "coap://ORIGIN/c"}`, "ORIGIN", origin.addr().String()) + "\nhttp: {host_names: [a.test]}"})
+	first, second := "http://"+p.addrs[1].String(), "http://"+p.addrs[2].String()
+	for url, want := range map[string]string{
+		first + "/a/b/x?q": "/long/x", first + "/a/bb": "/short/bb", first + "/a": "/short", second + "/a/b": "/second/a/b", second + "/": "/second/", second + "/hc/x": "/second/hc/x",
+	} {
+		require.Regexp(t, `^HTTP/1\.1 200 (.*\r\n)+\r\nserver`+want+`$`, curl(t, url), url)
+	}
+	require.Regexp(t, `server/named$`, curl(t, "-H", "Host: a.test", first+"/a"))
+	require.Regexp(t, `^HTTP/1\.1 404 `, curl(t, first+"/c"))
+	c := newClient(t, here, clientAddr, p.addr())
+	in := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: []coap.Option{coap.Opt(coap.URIPath, "c")}})
+	require.Equal(t, "server/c", string(in.Payload))
+}

@@ -113,3 +113,19 @@ func TestOwnMetrics(t *testing.T) {
 	status, _ := p.private("/metrics")
 	require.Equal(t, 200, status)
 }
+
+// The proxy stands in for an HTTP server as it does for CoAP servers: the path and the
+// query of the request go behind the path of the route (HC-21, FP-1).
+func TestHTTPServerByRoute(t *testing.T) {
+	t.Parallel()
+	origin := newWebServer(t)
+	p := startProxy(t, group0, settings{client: `forward: ["http://127.0.0.0/8:*"]`, top: fmt.Sprintf("routes:\n- {name: web, path: /web, to: %q}", origin.URL+"/api")})
+	c := newClient(t, here, clientAddr, p.addr())
+	in := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: []coap.Option{
+		coap.Opt(coap.URIPath, "web"), coap.Opt(coap.URIPath, "a/b"), coap.Opt(coap.URIQuery, "q=1&2")}})
+	require.Equal(t, coap.CodeOf(2, 5), in.Code, "%s", in.Payload)
+	require.Equal(t, `"/api/a%2Fb?q=1%262"`, string(in.Payload))
+	in = c.ask(&coap.Message{Type: coap.CON, Code: coap.PUT, Options: []coap.Option{coap.Opt(coap.URIPath, "web"), coap.Opt(coap.ContentFormat, []byte{})}, Payload: []byte("on")})
+	require.Equal(t, coap.CodeOf(2, 4), in.Code, "%s", in.Payload)
+	require.Equal(t, "PUT /api text/plain; charset=utf-8 on", origin.requests()[1])
+}

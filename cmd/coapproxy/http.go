@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,6 +26,20 @@ import (
 type httpSide struct {
 	front    *httpbridge.Front // of the generation that serves; nil without HTTP
 	sessions *httpbridge.Sessions
+	// pseudonym is the name in Via of the requests that this process makes; see
+	// pseudonymOf.
+	pseudonym string
+}
+
+// pseudonymOf is a name that no other proxy has. It stays when another configuration
+// names the proxy differently: requests are under way.
+func (h *httpSide) pseudonymOf(c *config.Config) string {
+	if h.pseudonym == "" {
+		var random [6]byte
+		_, _ = rand.Read(random[:]) // never fails
+		h.pseudonym = viaName(identifierOf(c)) + "-" + hex.EncodeToString(random[:])
+	}
+	return h.pseudonym
 }
 
 // serve makes the front of g get the requests of the listeners.
@@ -53,7 +69,7 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 	if err != nil {
 		return err
 	}
-	routes := webRoutes(c)
+	routes := p.webRoutes(c)
 	newFront := httpbridge.NewFront
 	if p.http.front != nil {
 		newFront = p.http.front.Successor
@@ -67,7 +83,7 @@ func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) e
 			RequestBody: int(h.Limits.Body), ResponseBody: int(h.Limits.Response), BatchBytes: int(h.Limits.BatchBytes), BatchParts: h.Limits.BatchParts,
 			QueueBytes: int(h.Limits.QueueBytes), QueueParts: h.Limits.QueueParts, TotalBytes: int(h.Limits.TotalBytes),
 			ReceiveTimeout: h.Limits.BodyTimeout, SendTimeout: h.Limits.SendTimeout},
-		Identifier: viaName(identifierOf(c)), Query: h.Query, SecureFromPlain: h.SecureFromPlain, ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom,
+		Identifier: viaName(identifierOf(c)), Pseudonym: p.http.pseudonymOf(c), Query: h.Query, SecureFromPlain: h.SecureFromPlain, ZoneInReplyFrom: c.Proxy.ZoneInReplyFrom,
 		Stats: &p.stats.http, Log: log})
 	if err != nil {
 		return fmt.Errorf("http: %w", err)
@@ -88,13 +104,17 @@ func (p *runningProxy) knownHost(host string) bool {
 }
 
 // webRoutes are the routes that HTTP clients can ask for, by a path or by a name
-// (HC-10); a group's may have a default T' (HC-92).
-func webRoutes(c *config.Config) (out []httpbridge.Route) {
+// (HC-10), or by a listener; a group's may have a default T' (HC-92).
+func (p *runningProxy) webRoutes(c *config.Config) (out []httpbridge.Route) {
 	for i := range c.Routes {
 		r := &c.Routes[i]
 		reachable := len(r.Listen) == 0 || slices.ContainsFunc(r.Listen, func(l config.Listener) bool { return l.Scheme == "http" || l.Scheme == "https" })
-		if !reachable || strings.HasPrefix(r.To.Scheme, "http") || len(r.Path) == 0 && len(r.Host) == 0 {
+		if !reachable || strings.HasPrefix(r.To.Scheme, "http") || len(r.Path) == 0 && len(r.Host) == 0 && len(r.Listen) == 0 {
 			continue
+		}
+		var came func(string, netip.AddrPort) bool
+		if len(r.Listen) > 0 {
+			came = func(scheme string, local netip.AddrPort) bool { return p.bound.has(r.Listen, scheme, local) }
 		}
 		path := "/"
 		for i, segment := range r.Path {
@@ -105,7 +125,7 @@ func webRoutes(c *config.Config) (out []httpbridge.Route) {
 		}
 		target := wire.URI{Scheme: r.To.Scheme, Host: r.To.Host, Addr: r.To.Addr, Port: r.To.Port, Path: r.To.Path}
 		for _, host := range append(r.Host[:len(r.Host):len(r.Host)], "")[:max(len(r.Host), 1)] {
-			out = append(out, httpbridge.Route{Host: host, Path: path, Target: target.String(),
+			out = append(out, httpbridge.Route{Host: host, Listener: came, Path: path, Target: target.String(),
 				Timeout: exchange.Timeout{Seconds: uint32(r.MulticastTimeout / time.Second), Present: r.MulticastTimeout > 0}})
 		}
 	}

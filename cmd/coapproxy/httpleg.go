@@ -23,7 +23,7 @@ func (p *runningProxy) httpLegOf(ctx context.Context, c *config.Config, g *gener
 		return nil
 	}
 	settings := httpbridge.LegConfig{Engine: p.engine, Roots: g.secrets.ServerAuthorities, Redirects: c.HTTP.Redirects, Body: maxBody,
-		Timeout: c.Limits.ResponseTimeout, Query: c.HTTP.Query, Loose: c.HTTP.LooseMediaTypes, Identifier: viaName(identifierOf(c)),
+		Timeout: c.Limits.ResponseTimeout, Query: c.HTTP.Query, Loose: c.HTTP.LooseMediaTypes, Pseudonym: p.http.pseudonymOf(c),
 		Stats: &p.stats.httpLeg, Log: log}
 	if c.HTTP.Redirects > 0 {
 		settings.Redirect = func(ctx context.Context, r *exchange.Request, to *url.URL) (exchange.Target, error) {
