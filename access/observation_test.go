@@ -28,6 +28,25 @@ func (l *canceling) Exchange(_ *exchange.Request, w exchange.Sink) exchange.Canc
 	})
 }
 
+// GP-36: what nobody wants the responses of is no observation, and has no place
+// among those that a client may have.
+func TestSilentRegistrationsAreNone(t *testing.T) {
+	l := &canceling{make(map[exchange.Sink]bool)}
+	p := New(Config{Clients: []Client{{Identity: exchange.Identity{Name: "c"}, HTTP: "c", MaxObservations: 1, MaxExchanges: 8,
+		Forward: []Target{{Scheme: "coap", Any: true, AnyPort: true}}}}}, l, NewHeard())
+	ask := func(timeout exchange.Timeout) {
+		p.Exchange(&exchange.Request{Method: codes.GET, Options: message.Options{{ID: wire.Observe}}, Client: p.IdentifyHTTP("c"), Timeout: timeout,
+			Target: exchange.Target{Scheme: "coap", Addr: worker}}, &outcome{})
+	}
+	for range 3 {
+		ask(exchange.Timeout{Present: true})
+	}
+	ask(exchange.Timeout{})
+	require.Zero(t, p.config.Stats.ObservationsRefused.Load())
+	ask(exchange.Timeout{})
+	require.EqualValues(t, 1, p.config.Stats.ObservationsRefused.Load())
+}
+
 // The observations of a client whose entry has changed end with what it is told;
 // those of others count for them in the next policy too.
 func TestEndObservations(t *testing.T) {

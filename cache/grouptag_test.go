@@ -69,6 +69,26 @@ func TestGroupETag(t *testing.T) { // GP-82, GP-83, GP-84, GP-85, GP-86
 	})
 }
 
+// GP-83: a tag is gone once the set was not complete, even if nothing has changed
+// when it is again.
+func TestGroupETagDroppedWithCompleteness(t *testing.T) {
+	m, change := members(serverA)
+	run(t, change, func(x *fixture) {
+		first := groupTagOf(x.fill(groupGet(1, "t"), a("a", maxAge(30))).got[0])
+		require.Len(t, first, 8)
+		wait(2 * time.Second)
+		require.Equal(t, first, groupTagOf(x.ask(groupGet(1, "t")).got[0]), "nothing has changed")
+		m.complete = false // as when the directory does not answer
+		x.ask(groupGet(1, "t"))
+		x.last().end(nil)
+		wait(2 * time.Second)
+		m.complete = true
+		second := groupTagOf(x.ask(groupGet(1, "t")).got[0])
+		require.Len(t, second, 8)
+		require.NotEqual(t, first, second)
+	})
+}
+
 func TestNoGroupETagWithoutKnownMembers(t *testing.T) { // GP-82
 	m, change := members(serverA)
 	m.complete = false

@@ -33,7 +33,10 @@ type peer struct {
 	address Address
 	backup  bool
 
-	heard atomic.Int64 // last sign of life, Unix nanoseconds
+	// heard is the last sign of life, in nanoseconds since began: by the clock that
+	// nobody sets.
+	heard atomic.Int64
+	began time.Time
 	up    atomic.Bool
 	known atomic.Bool // a first attempt has told whether it is up
 	// addr is where to send to; nil while the name is not resolved.
@@ -52,7 +55,7 @@ type peer struct {
 }
 
 func newPeer(h *hop, i int, a Address) *peer {
-	p := &peer{hop: h, address: a, backup: i > 0, pause: firstPause}
+	p := &peer{hop: h, address: a, backup: i > 0, pause: firstPause, began: time.Now()}
 	if a.Addr.Addr().IsValid() {
 		p.addr.Store(&a.Addr)
 		p.up.Store(true)
@@ -76,6 +79,7 @@ func (p *peer) identity() peerKey { return peerKey{p.hop.Name, p.address} }
 func (p *peer) takeOver(old *peer) {
 	if old != nil {
 		old.mu.Lock()
+		p.began = old.began
 		p.heard.Store(old.heard.Load())
 		p.up.Store(old.up.Load())
 		p.known.Store(old.known.Load())
@@ -139,7 +143,7 @@ func (p *peer) to() exchange.Target {
 
 // alive notes a sign of life.
 func (p *peer) alive() {
-	p.heard.Store(time.Now().UnixNano())
+	p.heard.Store(int64(time.Since(p.began)))
 	if p.up.Load() && p.known.Load() {
 		return
 	}
@@ -156,10 +160,13 @@ func (p *peer) alive() {
 	}
 }
 
+// heardSince reports whether there was a sign of life after the time.
+func (p *peer) heardSince(t time.Time) bool { return p.heard.Load() > int64(t.Sub(p.began)) }
+
 // failed notes that something sent then got no sign of life. What came back
 // after it speaks against that.
 func (p *peer) failed(sent time.Time, f *exchange.Failure) {
-	if p.heard.Load() > sent.UnixNano() {
+	if p.heardSince(sent) {
 		return
 	}
 	p.mu.Lock()

@@ -127,7 +127,7 @@ func (t *try) missing() {
 	if t.acked.Load() {
 		return
 	}
-	if t.peer.heard.Load() > t.sent.UnixNano() {
+	if t.peer.heardSince(t.sent) {
 		t.look(true) // it is there, and perhaps has many blocks to take in
 		return
 	}

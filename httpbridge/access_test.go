@@ -69,6 +69,7 @@ func TestCORS(t *testing.T) { // HC-90
 	w = do(f, "GET", someTarget, "", "Origin: "+origin)
 	require.Equal(t, origin, w.Header().Get("Access-Control-Allow-Origin"))
 	require.Contains(t, w.Header().Values("Vary"), "Origin") // HC-58
+	require.Contains(t, w.Header().Values("Vary"), "Accept") // HC-58
 	for _, field := range []string{"ETag", "Location", "Multicast-Timeout", "Reply-From", "Group-ETag", "Retry-After"} {
 		require.Contains(t, w.Header().Get("Access-Control-Expose-Headers"), field)
 	}
@@ -85,6 +86,7 @@ func TestCORS(t *testing.T) { // HC-90
 	require.Equal(t, count+1, chain.count())
 
 	f, _ = newFront(t, nil) // off by default
+	require.Equal(t, []string{"Accept"}, do(f, "GET", someTarget, "").Header().Values("Vary")) // HC-58
 	require.Equal(t, 501, do(f, "OPTIONS", groupTarget, "", "Origin: "+origin, "Access-Control-Request-Method: GET").Code)
 	f, _ = newFront(t, func(c *Config) { c.Origins = Origins{Allow: []string{"*"}} })
 	require.Equal(t, "*", do(f, "GET", someTarget, "", "Origin: "+origin).Header().Get("Access-Control-Allow-Origin"))

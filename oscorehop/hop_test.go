@@ -85,6 +85,9 @@ func TestHopNumbers(t *testing.T) {
 	for _, id := range []message.OptionID{65002, 65006, 65010, 65014, 65018, 2050, wire.ETag} {
 		require.Equal(t, ClassE, classes(id), "option %d", id)
 	}
+	for _, id := range []message.OptionID{65002, 65006, 65010, 65014, 65018} {
+		require.Equal(t, ClassU, h.known(id), "option %d, but for the rule of OH-32", id) // OH-35
+	}
 	require.Equal(t, ClassBoth, classes(wire.Observe))
 	require.Equal(t, ClassUnknown, classes(2054))
 	h.Numbers.LegacyTimeout = 0
