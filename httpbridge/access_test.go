@@ -85,7 +85,7 @@ func TestCORS(t *testing.T) { // HC-90
 	require.Empty(t, w.Header().Get("Access-Control-Allow-Origin"))
 	require.Equal(t, count+1, chain.count())
 
-	f, _ = newFront(t, nil) // off by default
+	f, _ = newFront(t, nil)                                                                    // off by default
 	require.Equal(t, []string{"Accept"}, do(f, "GET", someTarget, "").Header().Values("Vary")) // HC-58
 	require.Equal(t, 501, do(f, "OPTIONS", groupTarget, "", "Origin: "+origin, "Access-Control-Request-Method: GET").Code)
 	f, _ = newFront(t, func(c *Config) { c.Origins = Origins{Allow: []string{"*"}} })

@@ -147,8 +147,14 @@ func TestCodes(t *testing.T) {
 }
 
 func TestFailures(t *testing.T) {
+	want := map[exchange.Reason]int{
+		exchange.Internal: 500, exchange.BadRequest: 400, exchange.TimeoutMissing: 400, exchange.TokenReused: 400, exchange.Denied: 403,
+		exchange.BadOption: 400, exchange.NotFound: 404, exchange.MethodNotAllowed: 400, exchange.TooLarge: 413, exchange.Incomplete: 502,
+		exchange.TooManyRequests: 429, exchange.GroupsDisabled: 403, exchange.Unreachable: 502, exchange.BadResponse: 502,
+		exchange.Overloaded: 503, exchange.NoAnswer: 504, exchange.NotProxied: 501, exchange.TimeoutTooShort: 502, exchange.HopLimitReached: 508,
+	} // HC-22, HC-75
 	for reason := range exchange.Reason(exchange.Reasons) {
-		status, ok := failureStatus[reason]
+		status, ok := want[reason]
 		require.True(t, ok, reason)
 		t.Run(reason.String(), func(t *testing.T) {
 			f, chain := newFront(t, nil)

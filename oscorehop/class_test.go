@@ -14,7 +14,7 @@ func opt(id message.OptionID, value string) message.Option {
 	return message.Option{ID: id, Value: []byte(value)}
 }
 
-// OC-40, OH-30, OH-35
+// OC-40, OH-30, OH-35, GP-11
 func TestKnownClasses(t *testing.T) {
 	want := map[Class][]message.OptionID{
 		ClassE: {wire.IfMatch, wire.ETag, wire.IfNoneMatch, wire.LocationPath, wire.LocationQuery, wire.URIPath,
@@ -36,6 +36,37 @@ func TestKnownClasses(t *testing.T) {
 			require.Equal(t, byDefault, DefaultClasses(id), "option %d", id)
 		}
 	}
+}
+
+// OC-41: what an option with a part outside has where. What somebody on the way puts
+// outside does not count.
+func TestBothClasses(t *testing.T) {
+	client, server := pair(t, DefaultAlgorithm)
+	inside := message.Options{opt(wire.Observe, ""), opt(wire.MaxAge, "\x05"), opt(wire.Block2, "\x06"), opt(wire.Block1, "\x0e"),
+		opt(wire.Size2, "\x09"), opt(wire.Size1, "\x08"), opt(wire.Echo, "echo"), opt(wire.NoResponse, "\x02"), opt(wire.RequestTag, "tag")}
+	request := Message{Code: wire.FETCH, Options: inside, Payload: []byte("q")}
+	protected, requester, err := client.ProtectRequest(request, DefaultClasses)
+	require.NoError(t, err)
+	require.Len(t, protected.Options, 2, "Observe and OSCORE alone are outside")
+	require.Equal(t, opt(wire.Observe, ""), protected.Options[0], "the same as inside")
+	for _, o := range []message.Option{opt(wire.MaxAge, "\x77"), opt(wire.Size2, "\x77"), opt(wire.Echo, "other"), opt(wire.NoResponse, "\x1a"), opt(wire.RequestTag, "x")} {
+		protected.Options = insert(protected.Options, o)
+	}
+	got, responder, err := unprotectRequest(server, protected, DefaultClasses)
+	require.NoError(t, err)
+	require.Equal(t, request, got)
+
+	notification := Message{Code: codes.Content, Options: message.Options{opt(wire.Observe, "\x07"), opt(wire.MaxAge, "\x05"), opt(wire.Block2, "\x06")}, Payload: []byte("1")}
+	answer, err := responder.Protect(notification, DefaultClasses)
+	require.NoError(t, err)
+	require.Equal(t, opt(wire.Observe, "\x07"), answer.Options[0], "the number is outside")
+	require.Len(t, answer.Options, 2)
+	answer.Options = insert(answer.Options, opt(wire.MaxAge, "\x77"))
+	out, err := requester.Unprotect(answer, DefaultClasses)
+	require.NoError(t, err)
+	maxAge, _ := wire.First(out.Options, wire.MaxAge)
+	require.Equal(t, []byte{5}, maxAge)
+	require.True(t, wire.Has(out.Options, wire.Block2))
 }
 
 // OH-34, OH-57

@@ -280,7 +280,7 @@ type groupVectors struct {
 
 // A proxy that is no member sees whose a group message is, and takes it for
 // nobody it knows.
-// OC-80, OC-81, OH-22
+// OC-80, OC-81, OH-6, OH-22
 func TestVectorsGroup(t *testing.T) {
 	var v groupVectors
 	readVectors(t, "group-oscore.json", &v)

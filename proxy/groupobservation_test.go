@@ -104,3 +104,23 @@ func TestGroupObservationIsRenewed(t *testing.T) {
 		require.Zero(t, g.stats.Observers.Load())
 	})
 }
+
+// GP-63: a member whose response is no notification observes no more, and nobody
+// registers with it again when the Max-Age of what it sent before is over.
+func TestGroupObservationWithoutAMember(t *testing.T) {
+	inGateway(t, nil, func(g *gateway) {
+		c, a, b := g.peer(userAddr), g.peer(member1, "224.0.1.187"), g.peer(member2, "224.0.1.187")
+		c.ask(observeGroup(non, "t", 5))
+		q, q2 := a.request(), b.request()
+		a.notify(q, non, 1, "a1", opt(wire.MaxAge, "\x0a"))
+		b.notify(q2, non, 1, "b1", opt(wire.MaxAge, "\x78"))
+		require.Len(t, c.take(), 2)
+		end := wire.Message{Type: non, Code: codes.NotFound, Token: q.Token, ID: 999}
+		a.transmit(q.from, &end)
+		c.expect("NON 4.04 " + from1)
+		g.after(time.Minute) // long after the ten seconds of the first one
+		a.expect()
+		require.Zero(t, g.groups.ObservationsRenewed.Load())
+		require.Zero(t, g.groups.MembersLost.Load())
+	})
+}

@@ -230,7 +230,7 @@ func TestLayerOuterOptions(t *testing.T) {
 	})
 }
 
-// OH-50 to OH-53: what is not authentic gets its answer, in the layers removed
+// GP-20, OH-50 to OH-53: what is not authentic gets its answer, in the layers removed
 // before and in no other (OH-64).
 func TestLayerRefused(t *testing.T) {
 	bad := func(value, payload string) wire.Message {

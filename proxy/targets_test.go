@@ -84,6 +84,24 @@ func resolve(t *testing.T, change func(*Targets), options ...message.Option) *en
 	return e
 }
 
+// GC-4: nor has a group a secure port behind a next proxy.
+func TestGroupBehindANextHop(t *testing.T) {
+	behind := func(c *Targets) {
+		c.NextHop = func(string, string, netip.Addr, uint16) string { return "b" }
+	}
+	group := []message.Option{opt(wire.URIHost, "224.0.1.187"), opt(wire.ProxyScheme, "coap")}
+	e := resolve(t, behind, group...)
+	require.Nil(t, e.failure)
+	require.True(t, e.request.Target.Group)
+	require.Equal(t, "b", e.request.Target.NextHop)
+	for name, options := range map[string][]message.Option{
+		"port":   {group[0], opt(wire.URIPort, "\x16\x34"), group[1]}, // 5684
+		"scheme": {group[0], opt(wire.ProxyScheme, "coaps")},
+	} {
+		require.Equal(t, exchange.NotProxied, resolve(t, behind, options...).failure.Reason, name)
+	}
+}
+
 // optionsOf writes options as describe does.
 func optionsOf(options message.Options) string {
 	text := describe(&wire.Message{Type: con, Code: codes.GET, Options: options})

@@ -133,7 +133,7 @@ func TestOSCOREGroup(t *testing.T) {
 	eventually(t, func() bool { return len(p.entries("early stop")) == 1 }, "the early stop")
 }
 
-// OC-80, OH-11, OH-84, OH-95: what is protected end to end, for a group here, goes
+// GC-91, GP-11, OC-80, OH-11, OH-84, OH-95: what is protected end to end, for a group here, goes
 // through as it is, with the options for the proxy inside the hop layer.
 func TestOSCOREEndToEnd(t *testing.T) {
 	t.Parallel()
@@ -166,6 +166,49 @@ func TestOSCOREEndToEnd(t *testing.T) {
 		require.Equal(t, coap.POST, q.Code)
 		require.Equal(t, []coap.Option{{Number: oscore.Option, Value: value}, coap.Uint(coap.HopLimit, 8)}, q.Options) // OH-83, OH-86, OH-87
 		require.Equal(t, "ciphertext and signature", string(q.Payload))
+	}
+
+	// OC-86: one of them alone, at the address that its Reply-From named, as when it
+	// has asked for an Echo: in pairwise mode.
+	value, _ = hex.DecodeString("19" + "06" + "03" + "44616c" + "25")
+	alone := &coap.Message{Type: coap.CON, Code: coap.POST, Payload: []byte("for one"), Options: []coap.Option{
+		coap.Opt(coap.URIHost, servers[1].addr().Addr().String()), coap.Uint(coap.URIPort, uint32(servers[1].addr().Port())),
+		{Number: oscore.Option, Value: value}, coap.Opt(coap.ProxyScheme, "coap")}}
+	inner, _ := c.askOSCORE(context, alone)
+	require.Equal(t, coap.CodeOf(2, 4), inner.Code)
+	require.Equal(t, "secret of "+servers[1].name, string(inner.Payload))
+	require.Len(t, servers[0].requests(), 1)
+	require.Len(t, servers[1].requests(), 2)
+	o, ok := servers[1].requests()[1].Option(oscore.Option)
+	require.True(t, ok)
+	require.Equal(t, value, o.Value)
+}
+
+// OH-97: the tag of a complete set of stored responses is inside the layer.
+func TestOSCOREGroupETag(t *testing.T) {
+	t.Parallel()
+	servers, group := members(t, 2, with("22.5", coap.Uint(coap.MaxAge, 60)))
+	b := newOSCOREBed(t, "phone")
+	list := fmt.Sprintf("members: [%q, %q]", servers[0].addr(), servers[1].addr())
+	p := b.start(group, settings{clients: b.clients("phone"), cache: "enabled: true", group: "nstart: 16\nleisure: 1s\nprobing_rate: 0\n" + list})
+	c := newClient(t, here, clientAddr, p.addr())
+	context := b.context("phone")
+	m, _ := context.Protect(get(coap.NON, groupURI(group, "/temp"), timeout(2)))
+	c.gatherN(m, len(servers))
+
+	m, r := context.Protect(get(coap.NON, groupURI(group, "/temp"), timeout(2)))
+	var tags [][]byte
+	for _, in := range c.gatherN(m, len(servers)) {
+		require.Len(t, in.Options, 1, "OSCORE alone is outside")
+		inner, _, err := context.Open(r, in.Message)
+		require.NoError(t, err)
+		tag, ok := inner.Option(coap.GroupETag)
+		require.True(t, ok, "%v", inner)
+		tags = append(tags, tag.Value)
+	}
+	require.Equal(t, tags[0], tags[1])
+	for _, s := range servers {
+		require.Len(t, s.requests(), 1)
 	}
 }
 

@@ -75,7 +75,8 @@ func TestParseReplyFrom(t *testing.T) {
 	}
 }
 
-// GP-10: each of these is to be ignored.
+// GP-10: each of these is to be ignored, being not
+// as the format has it (GP-4, GP-5, GP-6).
 func TestParseReplyFromErrors(t *testing.T) {
 	const item1, item2 = "82208144c0000207", "82f68144c0000208"
 	for _, tt := range []struct {

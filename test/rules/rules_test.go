@@ -49,7 +49,9 @@ func TestTable(t *testing.T) {
 	var b bytes.Buffer
 	fmt.Fprint(&b, "# The rules and where they are kept\n\n"+
 		"Generated from the citations in the code by `go test ./test/rules -update`. A rule that no file names is not carried out\n"+
-		"yet, or says something about others; the sheets say which.\n")
+		"yet, or says something about others; where that is all there is to say, it says why ([all of them](elsewhere.md)). The\n"+
+		"last sheet is for later.\n")
+	elsewhere := reasons(t)
 	for _, sheet := range sheets {
 		defined := rulesOf(t, sheet.file)
 		proven := 0
@@ -61,9 +63,16 @@ func TestTable(t *testing.T) {
 		fmt.Fprintf(&b, "\n## %s\n\n[%s](%s): %d rules, %d cited by tests.\n\n| Rule | | Carried out in | Proven by |\n|---|---|---|---|\n",
 			sheet.title, sheet.file, sheet.file, len(defined), proven)
 		for _, r := range defined {
-			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.id, r.gist, links(code[r.id]), links(tests[r.id]))
+			proof := links(tests[r.id])
+			if why, ok := elsewhere[r.id]; ok {
+				require.Empty(t, proof, "%s is proven, and in elsewhere.md", r.id)
+				proof = "– " + why
+				delete(elsewhere, r.id)
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.id, r.gist, links(code[r.id]), proof)
 		}
 	}
+	require.Empty(t, elsewhere, "elsewhere.md has rules that there are not")
 	if *update {
 		require.NoError(t, os.WriteFile(table, b.Bytes(), 0o644))
 	}
@@ -89,6 +98,25 @@ func rulesOf(t *testing.T, sheet string) []rule {
 		out = append(out, rule{m[1], gist(m[2])})
 	}
 	require.NotEmpty(t, out, sheet)
+	return out
+}
+
+// reasons reads elsewhere.md: why there is no code for a rule.
+func reasons(t *testing.T) map[string]string {
+	data, err := os.ReadFile(filepath.Join(top, "docs", "rules", "elsewhere.md"))
+	require.NoError(t, err)
+	out := make(map[string]string)
+	for line := range strings.Lines(string(data)) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 4 || citation.FindString(cells[1]) == "" {
+			continue
+		}
+		id, why := strings.TrimSpace(cells[1]), strings.TrimSpace(cells[2])
+		require.NotContains(t, out, id, "twice")
+		require.NotEmpty(t, why, id)
+		out[id] = why
+	}
+	require.NotEmpty(t, out)
 	return out
 }
 
