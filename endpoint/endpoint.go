@@ -34,6 +34,16 @@ type ResponseHandler interface {
 	HandleResponse(e *Endpoint, peer Peer, m *wire.Message) bool
 }
 
+// FailureHandler is a RequestHandler that finds out itself which of the messages that
+// it has sent without a Watcher have failed: where there are many of them, to keep
+// what tells them apart costs less there than to watch each.
+type FailureHandler interface {
+	// HandleFailure is told, on any goroutine and under no lock, that a client
+	// endpoint has reset the message with this ID (ErrReset), or that it could not be
+	// sent (ErrUndeliverable). It reports whether the handler has sent such a one.
+	HandleFailure(client Origin, id uint16, err error) bool
+}
+
 // Config says what an Endpoint is made of.
 type Config struct {
 	Conn   PacketConn
@@ -236,18 +246,32 @@ func (e *Endpoint) acknowledged(d *Datagram, m *wire.Message) {
 
 // reset handles a RST, which is always Empty (RFC 7252 §4.2).
 func (e *Endpoint) reset(d *Datagram, m *wire.Message) {
-	var p pending
-	ok := m.Code == codes.Empty
-	if ok {
-		p, ok = e.settle(d.Peer.key(), m.ID, false)
+	if m.Code != codes.Empty {
+		e.Stats.Ignored.Add(1)
+		return
 	}
-	if !ok {
+	p, ok := e.settle(d.Peer.key(), m.ID, false)
+	switch {
+	case ok:
+	case e.failed(d.Peer, m.ID, ErrReset):
+		e.Stats.ResetsReceived.Add(1)
+		return
+	default:
 		e.Stats.Ignored.Add(1)
 		return
 	}
 	e.Stats.ResetsReceived.Add(1)
 	p.watcher.Failed(m.ID, ErrReset)
 }
+
+// failed hands on that an unwatched message has failed, and reports whether anybody
+// knows it.
+func (e *Endpoint) failed(peer Peer, id uint16, err error) bool {
+	h, ok := e.Requests.(FailureHandler)
+	return ok && h.HandleFailure(e.origin(peer), id, err)
+}
+
+func (e *Endpoint) origin(peer Peer) Origin { return Origin{layer: e.id, peer: peer.key()} }
 
 func (e *Endpoint) request(d *Datagram, m *wire.Message, now time.Time) {
 	if e.Requests == nil {

@@ -46,7 +46,7 @@ func (rx *Reception) Origin() Origin {
 	if rx.stream != nil {
 		return Origin{layer: rx.stream.id}
 	}
-	return Origin{layer: rx.endpoint.id, peer: rx.Peer.key()}
+	return rx.endpoint.origin(rx.Peer)
 }
 
 // Local is the address and port the request was sent to (FP-4).
@@ -184,7 +184,7 @@ func (in *Incoming) Origin() Origin {
 	if in.stream != nil {
 		return Origin{layer: in.stream.id}
 	}
-	return Origin{layer: in.endpoint.id, peer: in.Peer.key()}
+	return in.endpoint.origin(in.Peer)
 }
 
 // Reliable is Reception.Reliable.
@@ -214,7 +214,8 @@ func (in *Incoming) open() *openRequests {
 // Relay sends one of several responses as a message of its own, of the given
 // type. m needs Code, Options and Payload only. It returns the Message ID, by
 // which w is told what becomes of the message, until Settle; w may be nil for a
-// non-confirmable one. On a connection w is never called and the ID is 0.
+// non-confirmable one, of whose failure a FailureHandler learns. On a connection w is
+// never called and the ID is 0.
 func (in *Incoming) Relay(m *wire.Message, typ message.Type, w Watcher) (uint16, error) {
 	if in.seal != nil {
 		c := *m // which escapes, and m does not

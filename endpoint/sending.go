@@ -125,19 +125,23 @@ func (e *Endpoint) sendFailed(d *Datagram, err error) {
 	if !ok {
 		return
 	}
+	_, handles := e.Requests.(FailureHandler)
 	e.mu.Lock()
 	key := keyOf(d.Peer.key(), id)
-	ok = e.pending.find(&key, e.pending.hash(&key)) != none
+	watched := e.pending.find(&key, e.pending.hash(&key)) != none
 	e.mu.Unlock()
-	if !ok {
+	if !watched && !handles {
 		return
 	}
 	later := &exchange.Deadline{}
-	peer := d.Peer.key()
+	peer := d.Peer
 	later.Fire = exchange.FireFunc(func(time.Time) {
-		if p, ok := e.settle(peer, id, false); ok {
-			p.watcher.Failed(id, errors.Join(ErrUndeliverable, err))
+		err := errors.Join(ErrUndeliverable, err)
+		if p, ok := e.settle(peer.key(), id, false); ok {
+			p.watcher.Failed(id, err)
+			return
 		}
+		e.failed(peer, id, err)
 	})
 	e.Engine.Schedule(later, time.Now())
 }

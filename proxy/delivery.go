@@ -163,6 +163,6 @@ func (c confirmation) Acknowledged(uint16) {
 // Failed implements endpoint.Watcher: a client that resets a response or does
 // not take it wants no more of them (GP-44).
 func (c confirmation) Failed(id uint16, err error) {
-	c.x.Failed(id, err)
+	c.x.unwanted()
 	c.x.front.delivered(c.x, false)
 }

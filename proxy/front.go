@@ -66,6 +66,7 @@ type Front struct {
 
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
+	relaying   relaying
 	observers  map[clientToken]*observation
 	ended      *endedTokens
 	waiting    int // responses in deliveries and pacers
@@ -83,7 +84,7 @@ type service struct {
 
 // NewFront returns a Front.
 func NewFront(c FrontConfig) *Front {
-	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest),
+	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest), relaying: make(relaying),
 		observers: make(map[clientToken]*observation),
 		echoes:    newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery), pacers: make(map[netip.Addr]*pacer),
 		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newBudget(layerFailureRate, layerFailureBurst)}

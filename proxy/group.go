@@ -45,9 +45,7 @@ type groupRequest struct {
 	relayed     int
 	observation groupObservation
 
-	watching sync.Mutex
-	watched  []uint16 // Message IDs of NON responses that a RST may name
-	settled  bool     // none is watched any more
+	watched relayedIDs // NON responses that a RST may name
 
 	target exchange.Target // for the log
 	client *exchange.Identity
@@ -136,6 +134,11 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 	}
 	x.counted = true
 	f.Stats.Running.Add(1)
+	if !x.in.Reliable() {
+		f.mu.Lock()
+		f.relaying.add(x)
+		f.mu.Unlock()
+	}
 	cancel := next.Exchange(r, x)
 	f.mu.Lock()
 	ended := x.ended
@@ -275,12 +278,9 @@ func (x *groupRequest) answer(p *exchange.Response) {
 	x.in.Respond(&wire.Message{Code: p.Code, Options: withoutObserve(p.Options), Payload: p.Payload}, x.relayType, nil)
 }
 
-// Acknowledged implements endpoint.Watcher for NON responses: they have no ACK.
-func (x *groupRequest) Acknowledged(uint16) {}
-
-// Failed implements endpoint.Watcher: a client that resets a response wants no
-// more of them (GP-44).
-func (x *groupRequest) Failed(uint16, error) {
+// unwanted stops an exchange because the client has reset a response, and so wants
+// no more of them (GP-44), or because responses do not reach it.
+func (x *groupRequest) unwanted() {
 	f := x.front
 	f.mu.Lock()
 	cancel := x.cancel

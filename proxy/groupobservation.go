@@ -98,25 +98,6 @@ func (o *groupObservation) interest(now time.Time) {
 	}
 }
 
-// maxWatched is the number of non-confirmable notifications of one observation
-// that a RST may name: the latest.
-const maxWatched = 64
-
-// watch notes the Message ID of a response that a RST may name.
-func (x *groupRequest) watch(id uint16) {
-	x.watching.Lock()
-	defer x.watching.Unlock()
-	if x.settled {
-		x.in.Settle(id)
-		return
-	}
-	if x.observation.established && len(x.watched) >= maxWatched {
-		x.in.Settle(x.watched[0])
-		x.watched = append(x.watched[:0], x.watched[1:]...)
-	}
-	x.watched = append(x.watched, id)
-}
-
 // replace ends a group observation that another request takes the place of.
 func (x *groupRequest) replace() {
 	x.front.mu.Lock()

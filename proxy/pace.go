@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -150,29 +151,30 @@ func (f *Front) withdrawPaced(key clientToken, host netip.Addr, x *groupRequest)
 	f.Stats.Late.Add(uint64(before - len(p.waiting)))
 }
 
+// maxWatched is the number of non-confirmable notifications of one observation
+// that a RST may name: the latest.
+const maxWatched = 64
+
 // relay sends a response as a non-confirmable message.
 func (x *groupRequest) relay(m *wire.Message) {
-	id, err := x.in.Relay(m, message.NonConfirmable, x)
+	id, err := x.in.Relay(m, message.NonConfirmable, nil)
 	if err != nil {
 		return
 	}
 	x.front.Stats.Relayed.Add(1)
-	if !x.in.Reliable() {
-		x.watch(id)
+	switch {
+	case x.in.Reliable():
+	case x.observation.established:
+		x.watched.add(id, maxWatched)
+	default:
+		x.watched.add(id, math.MaxInt)
 	}
 }
 
 // settleIfOver ends the watch for RST of what was relayed, once the exchange has
 // ended and nothing of it waits. Called under the front's lock.
 func (x *groupRequest) settleIfOver() {
-	if !x.ended || x.paced > 0 {
-		return
-	}
-	x.watching.Lock()
-	ids := x.watched
-	x.watched, x.settled = nil, true
-	x.watching.Unlock()
-	for _, id := range ids {
-		x.in.Settle(id)
+	if x.ended && x.paced == 0 {
+		x.front.relaying.remove(x)
 	}
 }
