@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/maphash"
 	"net/netip"
@@ -100,9 +101,11 @@ const (
 	unqueued    = lifetimes // requests under way that are in no queue
 )
 
+// remembered is a message. There are no pointers in it, for the garbage collector,
+// and an entry of the table with its key fills one cache line.
 type remembered struct {
-	expires int64 // nanoseconds since the table's epoch
-	reply   []byte
+	expires int64  // nanoseconds since the table's epoch
+	reply   int32  // in replies
 	next    handle // in its queue
 	prev    handle
 	size    uint16 // of the message in bytes, 65535 for more
@@ -141,6 +144,7 @@ type dedup struct {
 	mu     sync.Mutex
 	peers  map[peerShare]int // non-idempotent requests of each
 	table  keyTable[remembered]
+	stored replies
 	queues [lifetimes]queue
 }
 
@@ -182,7 +186,7 @@ const (
 // earlier is what is remembered of a repeated message.
 type earlier struct {
 	flags dedupFlags
-	reply []byte // what a repeated CON request gets; nil: an empty ACK or nothing
+	reply []byte // what a repeated CON request gets, owned; nil: an empty ACK or nothing
 	size  int
 }
 
@@ -198,7 +202,7 @@ func (d *dedup) begin(key messageKey, method codes.Code, confirmable bool, size 
 	if h := d.table.find(&key, hash); h != none {
 		m := d.table.at(h)
 		if m.expires > int64(at) {
-			return none, earlier{m.flags, m.reply, int(m.size)}, duplicate
+			return none, earlier{m.flags, bytes.Clone(d.stored.at(m.reply)), int(m.size)}, duplicate
 		}
 		m.flags |= flagOutdated
 		d.table.unindex(h)
@@ -277,10 +281,10 @@ func (d *dedup) finish(h handle, reply []byte, carriedOut bool) {
 		return
 	}
 	if reply != nil {
-		m.reply = append([]byte(nil), reply...)
+		m.reply = d.stored.keep(reply)
 	}
 	if m.life != unqueued {
-		d.queues[m.life].bytes += len(m.reply)
+		d.queues[m.life].bytes += len(reply)
 		return
 	}
 	d.push(shortly, h, now+d.limits.Shortly)
@@ -318,7 +322,7 @@ func (d *dedup) push(life lifetime, h handle, expires time.Duration) {
 	}
 	q.last = h
 	q.count++
-	q.bytes += len(m.reply)
+	q.bytes += len(d.stored.at(m.reply))
 }
 
 // pop takes the first one out of a queue.
@@ -343,7 +347,7 @@ func (d *dedup) unlink(h handle) {
 		d.table.at(m.next).prev = m.prev
 	}
 	q.count--
-	q.bytes -= len(m.reply)
+	q.bytes -= len(d.stored.at(m.reply))
 	if m.life == nonRequest || m.life == conRequest {
 		share := d.table.key(h).share()
 		if d.peers[share]--; d.peers[share] == 0 {
@@ -359,5 +363,46 @@ func (d *dedup) drop(h handle) {
 	if m.flags&flagOutdated == 0 {
 		d.table.unindex(h)
 	}
+	d.stored.drop(m.reply)
 	d.table.release(h)
+}
+
+// replies are the replies of remembered messages, by numbers from 1; 0 is none.
+type replies struct {
+	all  [][]byte
+	free []int32
+}
+
+// keep copies a reply, into memory that another one has left if it fits.
+func (r *replies) keep(reply []byte) int32 {
+	if n := len(r.free); n > 0 {
+		number := r.free[n-1]
+		r.free = r.free[:n-1]
+		r.all[number-1] = append(r.all[number-1][:0], reply...)
+		return number
+	}
+	r.all = append(r.all, append([]byte(nil), reply...))
+	return int32(len(r.all))
+}
+
+// at is a reply, valid until it is dropped.
+func (r *replies) at(number int32) []byte {
+	if number == 0 {
+		return nil
+	}
+	return r.all[number-1]
+}
+
+// replyKept is the capacity in bytes up to which the memory of a reply is kept for
+// others.
+const replyKept = 128
+
+func (r *replies) drop(number int32) {
+	if number == 0 {
+		return
+	}
+	if cap(r.all[number-1]) > replyKept {
+		r.all[number-1] = nil
+	}
+	r.free = append(r.free, number)
 }

@@ -124,7 +124,7 @@ func TestDedupAgainstModel(t *testing.T) {
 func checkDedup(t require.TestingT, d *dedup) {
 	free := 0
 	for h := d.table.free; h != none; h = d.table.slab[h].next {
-		require.Nil(t, d.table.at(h).reply)
+		require.Zero(t, d.table.at(h).reply)
 		free++
 	}
 	queued := 0
@@ -133,7 +133,7 @@ func checkDedup(t require.TestingT, d *dedup) {
 		count, bytes, last := 0, 0, none
 		for h := q.first; h != none; h = d.table.at(h).next {
 			require.Equal(t, lifetime(life), d.table.at(h).life)
-			count, bytes, last = count+1, bytes+len(d.table.at(h).reply), h
+			count, bytes, last = count+1, bytes+len(d.stored.at(d.table.at(h).reply)), h
 		}
 		require.Equal(t, q.last, last)
 		require.Equal(t, q.count, count)
@@ -144,6 +144,13 @@ func checkDedup(t require.TestingT, d *dedup) {
 		require.Equal(t, key, *d.table.key(h))
 		require.Zero(t, d.table.at(h).flags&flagOutdated)
 	}
+	replies := 0
+	for h := range d.table.slab {
+		if d.table.slab[h].value.reply != 0 {
+			replies++
+		}
+	}
+	require.Equal(t, len(d.stored.all)-len(d.stored.free), replies)
 	require.LessOrEqual(t, free+queued, len(d.table.slab))
 	require.LessOrEqual(t, d.table.len(), len(d.table.slab)-free)
 }

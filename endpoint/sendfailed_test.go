@@ -1,7 +1,9 @@
 package endpoint
 
 import (
+	"context"
 	"net/netip"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"coapproxy/exchange"
+	"coapproxy/wire"
 )
 
 // unsendable is a connection over which the kernel sends nothing.
@@ -38,4 +41,42 @@ func TestNotSent(t *testing.T) {
 		require.Contains(t, all[0].ContextMap()["error"], "unreachable")
 	}
 	require.EqualValues(t, 2, stats.SendFailed.Load())
+}
+
+// finding is a RequestHandler that has sent the message with ID 7 to everybody.
+type finding struct{ told chan error }
+
+func (finding) HandleRequest(*Reception, *wire.Message) {}
+
+func (f finding) HandleFailure(_ Origin, id uint16, err error) bool {
+	if id != 7 {
+		return false
+	}
+	f.told <- err
+	return true
+}
+
+// GP-44: who finds out itself which of its messages failed is told of a RST, and of
+// what could not be sent.
+func TestFailureOfWhatNobodyWatches(t *testing.T) {
+	var stats Stats
+	engine := exchange.NewEngine()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { engine.Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	h := finding{told: make(chan error, 1)}
+	e := New(Config{Conn: unsendable{}, Engine: engine, Requests: h, Params: DefaultParams(), Dedup: DefaultDedupLimits(), Stats: &stats, Log: zap.NewNop()})
+	client := PeerOf(netip.MustParseAddrPort("192.0.2.1:5683"))
+	for _, id := range []byte{7, 8} {
+		e.receive(&Datagram{Peer: client, Data: []byte{0x70, 0, 0, id}}, &wire.Message{}, time.Now())
+	}
+	require.ErrorIs(t, <-h.told, ErrReset)
+	require.EqualValues(t, 1, stats.ResetsReceived.Load())
+	require.EqualValues(t, 1, stats.Ignored.Load())
+
+	require.NoError(t, e.out.putBytes(client, Path{}, []byte{0x50, 0x45, 0, 7}))
+	engine.Flush()
+	require.ErrorIs(t, <-h.told, ErrUndeliverable)
 }

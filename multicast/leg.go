@@ -332,7 +332,7 @@ func (l *Leg) plan(t *transaction, r *exchange.Request) error {
 		ways, err := l.ways(g, addr.Addr())
 		for _, e := range ways {
 			e.users++
-			t.sendings = append(t.sendings, &sending{egress: e, to: endpoint.PeerOf(unzoned(addr))})
+			t.sendings = append(t.sendings, sending{endpoint: e.endpoint, egress: e, to: endpoint.PeerOf(unzoned(addr))})
 		}
 		return err
 	}
@@ -376,7 +376,8 @@ func (l *Leg) transmit(t *transaction, r *exchange.Request, again bool) {
 	var token [8]byte
 	binary.BigEndian.PutUint64(token[:], t.token)
 	m := wire.Message{Type: message.NonConfirmable, Code: r.Method, Token: token[:], Options: r.Options, Payload: r.Payload}
-	for _, s := range t.sendings {
+	for i := range t.sendings {
+		s := &t.sendings[i]
 		if !again || t.group.Repeat == NewMessageID {
 			s.id = s.egress.endpoint.NextID(s.to.Addr)
 		}
@@ -473,12 +474,18 @@ func (l *Leg) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.M
 	}
 	l.config.Stats.Responses.Add(1)
 	l.config.Stats.Latency.Observe(e.Now().Sub(begun))
-	p := exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: peer.Addr, GroupPort: t.groupPort}
-	if !t.serial.Do(func() { t.respond(&p) }, func() func() { q := p.Clone(); return func() { t.respond(q) } }) {
+	p := responses.Get().(*exchange.Response)
+	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: peer.Addr, GroupPort: t.groupPort}
+	if !t.serial.Do(func() { t.respond(p) }, func() func() { q := p.Clone(); return func() { t.respond(q) } }) {
 		l.config.Stats.Excess.Add(1)
 	}
+	*p = exchange.Response{}
+	responses.Put(p)
 	return true
 }
+
+// responses lends the structs that sinks borrow.
+var responses = sync.Pool{New: func() any { return new(exchange.Response) }}
 
 // isLate reports whether the Token was used on the port and freed lately.
 // Called under the lock.

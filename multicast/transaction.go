@@ -22,7 +22,7 @@ type transaction struct {
 	// Guarded by the leg's lock.
 	token     uint64
 	groupPort uint16
-	sendings  []*sending
+	sendings  []sending
 	holdsSlot bool
 	key       string            // for sharing while waiting
 	request   *exchange.Request // kept while it waits, and for the repeat
@@ -40,13 +40,14 @@ type transaction struct {
 
 // sending is one datagram of a transaction: a way and a group address.
 type sending struct {
-	egress *egress
-	to     endpoint.Peer
-	id     uint16
+	endpoint *endpoint.Endpoint // of egress
+	egress   *egress
+	to       endpoint.Peer
+	id       uint16
 }
 
 func (t *transaction) sentBy(e *endpoint.Endpoint) bool {
-	return slices.ContainsFunc(t.sendings, func(s *sending) bool { return s.egress.endpoint == e })
+	return slices.ContainsFunc(t.sendings, func(s sending) bool { return s.endpoint == e })
 }
 
 // subscriber is one client's share in a transaction; its exchange.
