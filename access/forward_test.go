@@ -195,3 +195,25 @@ func TestNextHop(t *testing.T) {
 		require.False(t, p.NamesGroup("a.example", 5683))
 	})
 }
+
+// A link-local server is where it was heard last, also for who leaves out the zone
+// (GP-57): behind a next proxy, whose zone it is, or here.
+func TestHeardZones(t *testing.T) {
+	h := NewHeard()
+	behind, here, plain := netip.MustParseAddrPort("[fe80::1%3]:5683"), netip.MustParseAddrPort("[fe80::1%eth1]:5683"), netip.MustParseAddrPort("[fe80::1]:5683")
+	all := func(string) bool { return true }
+	h.note(behind, "g", "floor2")
+	for _, server := range []netip.AddrPort{behind, plain} {
+		require.Equal(t, "floor2", h.Via(server))
+		via, ok := h.in(server, time.Now(), all)
+		require.True(t, ok)
+		require.Equal(t, "floor2", via)
+	}
+	require.Empty(t, h.Zone(plain.Addr()), "it is no interface of this host")
+	h.note(here, "g", "")
+	require.Empty(t, h.Via(plain))
+	require.Equal(t, "eth1", h.Zone(plain.Addr()))
+	require.Equal(t, "floor2", h.Via(behind))
+	h.note(behind, "g", "floor2")
+	require.Equal(t, "floor2", h.Via(plain))
+}

@@ -45,14 +45,26 @@ func NewHeard() *Heard {
 }
 
 // note remembers that a server answered in a group, behind the next proxy via if
-// that is not empty: its zone is no interface of this host then.
+// that is not empty: its zone is no interface of this host then, and a client may
+// leave it out, which leads to where the server was heard last.
 func (h *Heard) note(server netip.AddrPort, group, via string) {
 	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if zone := server.Addr().Zone(); zone != "" && via == "" {
-		h.zones.Add(server.Addr().WithZone(""), zone)
+	if zone := server.Addr().Zone(); zone != "" {
+		plain := unzoned(server)
+		if via == "" {
+			h.zones.Add(plain.Addr(), zone)
+			h.servers.Remove(plain)
+		} else {
+			h.keep(plain, group, via, now)
+		}
 	}
+	h.keep(server, group, via, now)
+}
+
+// keep is note under the lock, for the address as it is.
+func (h *Heard) keep(server netip.AddrPort, group, via string, now time.Time) {
 	known, ok := h.servers.Get(server)
 	if !ok {
 		known = &hearing{}

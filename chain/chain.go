@@ -33,7 +33,10 @@ type Config struct {
 	// RoundTrip is the measured round trip to where a request goes, 0 if unknown
 	// (GP-94). It may be nil.
 	RoundTrip func(*exchange.Target) time.Duration
-	Log       *zap.Logger
+	// Zones tells clients the zones of link-local servers, which are those of a proxy
+	// behind (GP-57).
+	Zones bool
+	Log   *zap.Logger
 }
 
 // Hop is a next proxy as it is configured.

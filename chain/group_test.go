@@ -349,3 +349,15 @@ func TestObservation(t *testing.T) {
 		require.True(t, s.wasCanceled())
 	})
 }
+
+// GP-57: where clients are not to be told zones, those of a next proxy stay out, too:
+// Reply-From is made of the address.
+func TestNoZones(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		b.chain.config.Zones = false
+		c, _ := b.group(9)
+		b.only().respond(codes.Content, replyFrom("[fe80::1%3]:5683"))
+		require.Nil(t, c.got()[0].ReplyFrom)
+		require.Equal(t, netip.MustParseAddrPort("[fe80::1%3]:5683"), c.got()[0].From)
+	})
+}

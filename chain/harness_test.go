@@ -58,7 +58,7 @@ func inBench(t *testing.T, change func(*Hop), body func(b *bench)) {
 		ctx, stop := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { b.engine.Run(ctx) })
-		b.chain = New(ctx, Config{Engine: b.engine, Numbers: &numbers, Hops: []Hop{h}, Leg: b.leg, Whole: b.leg, Log: zap.New(core),
+		b.chain = New(ctx, Config{Engine: b.engine, Numbers: &numbers, Hops: []Hop{h}, Zones: true, Leg: b.leg, Whole: b.leg, Log: zap.New(core),
 			RoundTrip: func(*exchange.Target) time.Duration { return b.trip },
 			Resolve: func(_ context.Context, host string) ([]netip.Addr, error) {
 				return b.leg.lookup(host)

@@ -57,7 +57,7 @@ func (g *group) setName(p *exchange.Response, value []byte) {
 	p.From = netip.AddrPortFrom(v.Server.Addr, v.Server.Port)
 	// Where the same bytes are made of the address anyway, nobody has to keep them.
 	var own [32]byte
-	if v.Server.Addr.Zone() == "" && bytes.Equal(wire.AppendReplyFrom(own[:0], schemeCoAP, p.From), value) {
+	if zone := v.Server.Addr.Zone(); zone != "" && !g.hop.chain.config.Zones || zone == "" && bytes.Equal(wire.AppendReplyFrom(own[:0], schemeCoAP, p.From), value) {
 		p.ReplyFrom = nil
 	}
 }

@@ -56,7 +56,7 @@ func KnownClasses(id message.OptionID) Class {
 		wire.RequestHash:
 		return ClassU
 	case wire.HopLimit, wire.MulticastTimeout, wire.ReplyFrom, wire.GroupETag,
-		wire.ProxyCRI, wire.ProxySchemeNumber: // OH-35
+		wire.ProxyCRI, wire.ProxySchemeNumber: // OH-35, GP-11
 		return ClassU
 	}
 	return ClassUnknown

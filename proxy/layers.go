@@ -134,8 +134,8 @@ const (
 )
 
 // unprotect runs the decision loop on a request with an OSCORE option (OH-10 to
-// OH-16): it removes the layers that are for this proxy until the message is to be
-// forwarded or has none for it any more. done says that the request has been
+// OH-16), before anything else is looked at (GP-20): it removes the layers that are
+// for this proxy until the message is to be forwarded or has none for it any more. done says that the request has been
 // answered or dropped. What is left goes through the other layers like any
 // request, with the identity that the removed layers prove; rx seals its
 // responses.

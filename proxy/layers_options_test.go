@@ -48,7 +48,7 @@ func TestLayerHopLimit(t *testing.T) {
 	})
 }
 
-// OH-81, OH-88, OH-90, OH-94: what belongs to the request is inside, and what the
+// GP-11, OH-81, OH-88, OH-90, OH-94: what belongs to the request is inside, and what the
 // server says comes back inside; a Group-ETag ends here, and No-Response goes on to
 // a group. OH-85: outside there is the OSCORE option of the hop and nothing else.
 func TestLayerWhatGoesWhere(t *testing.T) {

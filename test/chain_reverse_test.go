@@ -23,7 +23,10 @@ func followUp(t *testing.T, value []byte, segments ...string) (netip.AddrPort, *
 	if v.Ref != nil {
 		options = append(path(v.Ref.Path...), options...)
 		if v.Ref.Addr.IsValid() {
-			options = append([]coap.Option{coap.Opt(coap.URIHost, v.Ref.Addr.String()), coap.Uint(coap.URIPort, uint32(v.Ref.Port))}, options...)
+			if v.Ref.Port != 0 {
+				options = append([]coap.Option{coap.Uint(coap.URIPort, uint32(v.Ref.Port))}, options...)
+			}
+			options = append([]coap.Option{coap.Opt(coap.URIHost, v.Ref.Addr.String())}, options...)
 		}
 	}
 	return netip.AddrPortFrom(v.Server.Addr, v.Server.Port), &coap.Message{Type: coap.CON, Code: coap.GET, Options: options}

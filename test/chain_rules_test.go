@@ -411,3 +411,65 @@ func TestChainFetch(t *testing.T) {
 	}
 	require.Len(t, servers[0].requests(), 4, "the same requests are answered by the caches")
 }
+
+// GP-57, GP-101, GP-112: link-local servers behind a next hop. The zone in their
+// Reply-From is the last proxy's; it goes through unchanged, means nothing to the
+// first proxy, and leads to the server in a Proxy-Cri. Without it the way is known
+// from where the server was heard. A proxy that stands in for them tells of neither.
+func TestChainLinkLocal(t *testing.T) {
+	inLab(t, "2 --proxies 2", func(t *testing.T, l *lab) {
+		devices := l.devices(2, content)
+		l.startChain(2, func(i int, s *settings) {
+			if i == 0 {
+				s.top += "\nroutes:\n- {name: host, path: /host, to: \"coap://[ff02::fd]\", servers: by-host}\n- {name: path, path: /path, to: \"coap://[ff02::fd]\", servers: by-path}"
+			}
+		})
+		zone := fmt.Sprint(l.host("px2").index(t, "eth1"))
+		c := l.client6(0)
+		responses := c.gatherN(get(coap.NON, "coap://[ff02::fd]/x", timeout(30)), len(devices))
+		for _, in := range responses {
+			server := serverOf(t, in)
+			require.Equal(t, zone, server.Addr().Zone(), "of the last proxy")
+			name := strings.TrimSuffix(string(in.Payload), "/x")
+			plain := server.Addr().WithZone("").String()
+			for _, m := range []*coap.Message{
+				follow(in),
+				get(coap.CON, "coap://["+plain+"]/x"),
+				{Type: coap.CON, Code: coap.GET, Options: append(path("x"), coap.Opt(coap.URIHost, "["+plain+"]"), coap.Uint(coap.URIPort, coapPort), coap.Opt(coap.ProxyScheme, "coap"))},
+			} {
+				got := c.ask(m)
+				require.Equal(t, name+"/x", string(got.Payload), "%v: %v", m, got.Message)
+			}
+		}
+		for _, route := range []string{"host", "path"} {
+			for _, in := range c.gatherN(&coap.Message{Type: coap.NON, Code: coap.GET, Options: append([]coap.Option{timeout(30)}, path(route, "x")...)}, len(devices)) {
+				value := in.All(coap.ReplyFrom)[0]
+				require.NotContains(t, string(value), "\x61"+zone, "no zone as a text of CBOR: %x", value)
+				to, m := followUp(t, value, "y")
+				got := newClient(t, l.cl(0), cl6(0), to).ask(m)
+				require.Equal(t, strings.TrimSuffix(string(in.Payload), "/x")+"/y", string(got.Payload), "%v", got.Message)
+			}
+		}
+		// A server that nobody has heard, on the first proxy's own link or behind: 4.00
+		// without a zone, as there is no default interface.
+		in := c.ask(get(coap.CON, "coap://[fe80::5:99]/x"))
+		require.Contains(t, []coap.Code{coap.CodeOf(4, 0), coap.CodeOf(4, 1)}, in.Code, "%q", in.Payload)
+	})
+}
+
+// The operator of the first proxy has the last word on what its clients are told:
+// with zone_in_reply_from off, no zone of a proxy behind goes through either.
+func TestChainWithoutZones(t *testing.T) {
+	inLab(t, "1 --proxies 2", func(t *testing.T, l *lab) {
+		l.devices(1, content)
+		l.startChain(2, func(i int, s *settings) {
+			if i == 0 {
+				s.proxy += "\nzone_in_reply_from: false"
+			}
+		})
+		c := l.client6(0)
+		in := c.gatherN(get(coap.NON, "coap://[ff02::fd]/x", timeout(30)), 1)[0]
+		require.Equal(t, netip.AddrPortFrom(svLL(1), coapPort), serverOf(t, in))
+		require.Equal(t, "sv1/x", string(c.ask(follow(in)).Payload))
+	})
+}

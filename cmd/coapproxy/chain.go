@@ -34,6 +34,9 @@ func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generat
 			}
 			return p.roundTrips.Of(t.Addr)
 		}}
+	if settings.Zones = c.Proxy.ZoneInReplyFrom; p.started != nil {
+		settings.Zones = p.started.Proxy.ZoneInReplyFrom // as the front does
+	}
 	for i := range c.NextHop {
 		h := &c.NextHop[i]
 		hop := chain.Hop{Name: h.Name, Addresses: []chain.Address{addressOf(h.URI)}, Dialect: exchange.Draft07,
