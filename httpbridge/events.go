@@ -59,7 +59,8 @@ func (q *query) observe(echo []byte) (*inbox, func()) {
 // observation, of a single server or of a whole group (HC-92).
 func (q *query) events() *problem {
 	f := q.call.front
-	ctx := q.r.Context()
+	ctx, done := f.whileServing(q.r.Context())
+	defer done()
 	box, leave := q.observe(nil)
 	defer func() { leave() }()
 	var first received
@@ -78,8 +79,7 @@ func (q *query) events() *problem {
 		}
 		switch {
 		case !ok && ctx.Err() != nil:
-			f.Stats.Disconnects.Add(1)
-			return nil
+			return q.interrupted(ctx)
 		case !ok && err != nil:
 			return q.failed(err)
 		case !ok && !q.timeout.Present:
@@ -135,7 +135,11 @@ func (q *query) relayEvents(ctx context.Context, box *inbox, r received) {
 		case errors.As(err, &slow), q.send.tooSlow():
 			f.Stats.SlowReaders.Add(1)
 			panic(http.ErrAbortHandler)
-		case q.send.err != nil, ctx.Err() != nil: // closing the stream removes the observer
+		case q.send.err != nil, q.r.Context().Err() != nil: // closing the stream removes the observer
+			return
+		case ctx.Err() != nil:
+			_, _ = q.send.Write(q.lastEvent(errStopping))
+			_ = q.send.flush()
 			return
 		case errors.Is(err, errQuiet):
 			_, _ = q.send.Write([]byte(":\n\n"))
@@ -179,18 +183,23 @@ func (q *query) event(id int, r received, a answer) []byte {
 // lastEvent tells the client that nothing more will come, and why: the resource
 // cannot be observed, the server has ended the observation, or the proxy has.
 // Without it an EventSource would take the end for a fault of the network and
-// ask again.
+// ask again. That is what it should do where the proxy has interrupted the
+// observation for a while: because it works by another configuration now, or stops.
 func (q *query) lastEvent(err error) []byte {
 	e := struct {
 		Status int    `json:"status,omitempty"`
 		Detail string `json:"detail"`
 	}{Detail: "the observation has ended"}
+	name, retry := "end", ""
 	if err != nil {
 		p := q.failed(err)
 		e.Status, e.Detail = p.status, p.detail
+		if p.status == http.StatusServiceUnavailable {
+			name, retry = "interrupted", "retry: "+first(p.fields, "Retry-After")+"000\n" // in milliseconds
+		}
 	}
 	data, _ := json.Marshal(e) // a number and a string
-	return fmt.Appendf(nil, "event: end\ndata: %s\n\n", data)
+	return fmt.Appendf(nil, "%sevent: %s\ndata: %s\n\n", retry, name, data)
 }
 
 // maxWait bounds the time of a long-poll.
@@ -212,7 +221,8 @@ func (q *query) waitOf() time.Duration {
 // one than the client has, or after the time with 304 (HC-92).
 func (q *query) wait(patience time.Duration) *problem {
 	f := q.call.front
-	ctx := q.r.Context()
+	ctx, done := f.whileServing(q.r.Context())
+	defer done()
 	over := time.NewTimer(patience)
 	defer over.Stop()
 	box, leave := q.observe(nil)
@@ -223,8 +233,7 @@ func (q *query) wait(patience time.Duration) *problem {
 		challenge, challenged := q.challenge(r)
 		switch {
 		case ctx.Err() != nil:
-			f.Stats.Disconnects.Add(1)
-			return nil
+			return q.interrupted(ctx)
 		case challenged && !asked:
 			asked = true
 			leave()
@@ -249,6 +258,16 @@ func (q *query) wait(patience time.Duration) *problem {
 			return failureProblem(exchange.Failf(exchange.NoAnswer, "no response"))
 		}
 	}
+}
+
+// interrupted is the end of a request whose context has ended: the client has left, or
+// the proxy stops.
+func (q *query) interrupted(ctx context.Context) *problem {
+	if q.r.Context().Err() == nil {
+		return q.failed(context.Cause(ctx))
+	}
+	q.call.front.Stats.Disconnects.Add(1)
+	return nil
 }
 
 func (q *query) applied(patience time.Duration) {

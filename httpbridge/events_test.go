@@ -364,3 +364,32 @@ func TestSessionsAreBounded(t *testing.T) {
 	require.Equal(t, maxSessions, s.open.Len())
 	require.Len(t, s.of, maxSessions)
 }
+
+// Who watches is told to come back when the proxy stops, and does not hold it up
+// (HC-92).
+func TestWatchersWhileStopping(t *testing.T) {
+	for _, fields := range [][]string{{"Accept: text/event-stream"}, {"If-None-Match: \"00\"", "Prefer: wait=60"}} {
+		for _, begun := range []bool{true, false} {
+			f, chain := newFront(t, nil)
+			exchanges := chain.keepsRunning()
+			over := make(chan *httptest.ResponseRecorder, 1)
+			go func() { over <- do(f, "GET", someTarget, "", fields...) }()
+			x := <-exchanges
+			events := len(fields) == 1
+			if begun {
+				x.sink.Respond(content("1", option(wire.Observe, "\x01"), option(wire.ETag, "\x00")))
+			}
+			require.Zero(t, f.Drain(t.Context()))
+			w := <-over
+			if events && begun && w.Code == 200 { // else it stopped before the first response was written
+				require.Contains(t, w.Body.String(), "retry: 10000\nevent: interrupted\ndata: {\"status\":503,\"detail\":\"the proxy stops\"}\n\n")
+			} else {
+				require.Equal(t, 503, w.Code)
+				require.Equal(t, "10", w.Header().Get("Retry-After"))
+			}
+			chain.mu.Lock()
+			require.Equal(t, 1, chain.canceled)
+			chain.mu.Unlock()
+		}
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"coapproxy/exchange"
 )
 
 // load is what is under way. Safe for concurrent use.
@@ -15,15 +17,20 @@ type load struct {
 	// requests have been admitted; exchanges were begun by them and may outlive them.
 	requests, exchanges atomic.Int64
 	draining            atomic.Bool
-	settled             sync.Once
-	idle                chan struct{} // closed when draining and nothing is under way
+	// serving ends when draining begins: who would go on for ever ends then.
+	serving context.Context
+	refuse  context.CancelFunc
+	settled sync.Once
+	idle    chan struct{} // closed when draining and nothing is under way
 
 	mu        sync.Mutex
 	perClient map[asker]int
 }
 
 func newLoad(totalBytes int) *load {
-	return &load{budget: newBudget(totalBytes), perClient: make(map[asker]int), idle: make(chan struct{})}
+	l := &load{budget: newBudget(totalBytes), perClient: make(map[asker]int), idle: make(chan struct{})}
+	l.serving, l.refuse = context.WithCancel(context.Background())
+	return l
 }
 
 // asker is somebody whose requests are counted: a client entry by its name, or an
@@ -44,7 +51,7 @@ func (f *Front) admit(x *call) (asker, *problem) {
 	switch {
 	case f.draining.Load():
 		f.requestEnded()
-		return who, refuse(http.StatusServiceUnavailable, "shutting down", "").retryAfter(10 * time.Second)
+		return who, refuse(http.StatusServiceUnavailable, "shutting down", "").retryAfter(stopRetry)
 	case tooMany:
 		f.requestEnded()
 		return who, refuse(http.StatusServiceUnavailable, "too many exchanges are running", "").retryAfter(time.Second)
@@ -96,6 +103,19 @@ func (l *load) requestEnded() {
 	l.settle()
 }
 
+// whileServing is ctx, ended also when draining begins, then with errStopping as its
+// cause.
+func (l *load) whileServing(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(l.serving, func() { cancel(errStopping) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+var errStopping = &exchange.Failure{Reason: exchange.Overloaded, Detail: "the proxy stops", RetryAfter: stopRetry}
+
+// stopRetry is when those come back whose exchanges ended because the proxy stops.
+const stopRetry = 10 * time.Second
+
 // settle tells Drain if nothing is under way any more.
 func (l *load) settle() {
 	if l.draining.Load() && l.requests.Load() == 0 && l.exchanges.Load() == 0 {
@@ -104,10 +124,11 @@ func (l *load) settle() {
 }
 
 // Drain refuses new requests from now on and waits until those under way, and
-// the exchanges they began, have ended or ctx has. It reports how many were
-// left. It may be called once.
+// the exchanges they began, have ended or ctx has; those that watch something are
+// ended. It reports how many were left. It may be called once.
 func (l *load) Drain(ctx context.Context) int {
 	l.draining.Store(true)
+	l.refuse()
 	l.settle()
 	select {
 	case <-l.idle:
