@@ -30,7 +30,7 @@ func newBudget(rate, burst float64) *budget {
 }
 
 // take takes a token and reports false if there was none.
-func (b *budget) take(source netip.Addr, now time.Time) bool {
+func (b *budget) take(source netip.AddrPort, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.slot(source, now)
@@ -42,20 +42,25 @@ func (b *budget) take(source netip.Addr, now time.Time) bool {
 }
 
 // empty reports whether there is no token.
-func (b *budget) empty(source netip.Addr, now time.Time) bool {
+func (b *budget) empty(source netip.AddrPort, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.slot(source, now).tokens < 1
 }
 
-// slot returns the slot of a source as it is now. An IPv6 source is a network of
-// 64 bits: whoever has one address of it has all.
-func (b *budget) slot(source netip.Addr, now time.Time) *budgetSlot {
-	source = source.Unmap().WithZone("")
+// sourceOf is what of a peer's address is one source for a budget: without the port, and
+// of IPv6 a network of 64 bits: whoever has one address of it has all.
+func sourceOf(peer netip.AddrPort) netip.AddrPort {
+	source := peer.Addr().Unmap().WithZone("")
 	if source.Is6() {
 		p, _ := source.Prefix(64) // no error: an IPv6 address has 64 bits
 		source = p.Addr()
 	}
+	return netip.AddrPortFrom(source, 0)
+}
+
+// slot returns the slot of a source as it is now.
+func (b *budget) slot(source netip.AddrPort, now time.Time) *budgetSlot {
 	if b.slots == nil {
 		b.slots = new([budgetSlots]budgetSlot)
 	}

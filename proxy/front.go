@@ -60,7 +60,8 @@ type Front struct {
 	closed  atomic.Bool   // Drain was called
 
 	// What is granted to sources of protected messages that fail (OH-65, OC-54).
-	answers, forgers *budget
+	answers *budget
+	forgers *forgers
 
 	echoes *echoes
 
@@ -87,7 +88,7 @@ func NewFront(c FrontConfig) *Front {
 	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest), relaying: make(relaying),
 		observers: make(map[clientToken]*observation),
 		echoes:    newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery), pacers: make(map[netip.Addr]*pacer),
-		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newBudget(layerFailureRate, layerFailureBurst)}
+		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newForgers()}
 	f.Serve(c.Next, c.Clients, c.Protected)
 	return f
 }

@@ -162,7 +162,7 @@ func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message
 				Answer: &wire.Message{Code: codes.Unauthorized, Options: message.Options{{ID: wire.MaxAge}}, Payload: []byte("too many OSCORE layers")}})
 			return nil, nil, true
 		}
-		if f.forgers.empty(rx.Peer.Addr.Addr(), rx.Now) {
+		if f.forgers.barred(rx.Peer.Addr, rx.Now) {
 			f.Stats.LayersSkipped.Add(1)
 			f.refuseLayer(rx, m, removed, &LayerRefusal{Reason: exchange.Failf(exchange.TooManyRequests, "too many forged messages from this source")})
 			return nil, nil, true
@@ -183,6 +183,7 @@ func (f *Front) unprotect(p *Protection, rx *endpoint.Reception, m *wire.Message
 		if cut {
 			layer = &joined{Layer: layer, block: bytes.Clone(block)}
 		}
+		f.forgers.authentic(rx.Peer.Addr, rx.Now)
 		removed = append(removed, layer)
 		rx.Seal = removed.protect
 		m = next
@@ -271,9 +272,8 @@ func requestOf(rx *endpoint.Reception, m *wire.Message) *exchange.Request {
 // are not protected by that layer go out, in the layers removed before, at a
 // bounded rate (OH-64, OH-65).
 func (f *Front) refuseLayer(rx *endpoint.Reception, m *wire.Message, removed layers, r *LayerRefusal) {
-	source := rx.Peer.Addr.Addr()
 	if r.Forged {
-		f.forgers.take(source, rx.Now)
+		f.forgers.failed(rx.Peer.Addr, rx.Now)
 	}
 	level := zap.InfoLevel
 	if r.Authentic {
@@ -288,7 +288,7 @@ func (f *Front) refuseLayer(rx *endpoint.Reception, m *wire.Message, removed lay
 	case r.Answer == nil:
 		in.Finish()
 		return
-	case !r.Authentic && !f.answers.take(source, rx.Now):
+	case !r.Authentic && !f.answers.take(sourceOf(rx.Peer.Addr), rx.Now):
 		f.Stats.LayersSilenced.Add(1)
 		in.Finish()
 		return

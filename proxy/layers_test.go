@@ -311,6 +311,49 @@ func TestLayerBudgets(t *testing.T) {
 	})
 }
 
+// OC-54: who forges the address of a client, and does not know its port, does not keep
+// out a client that was authentic lately; who knows the port does, as far as that one
+// goes.
+func TestForgedSource(t *testing.T) {
+	inProtected(t, nil, func(g *gateway, p *pairs) {
+		c, server := g.peer(phoneAddr), g.peer(member1)
+		at := netip.MustParseAddrPort(phoneAddr)
+		attacker := g.peer(netip.AddrPortFrom(at.Addr(), at.Port()+1).String())
+		asks := func(token string) {
+			t.Helper()
+			open := c.askProtected(p, msg(con, codes.GET, token, uri("coap://192.0.2.11/r")), "phone")
+			server.answer(server.request(), ack, "hello")
+			c.expectProtected(p, open, "ACK 2.05 |hello")
+		}
+		m, _ := p.seal(t, msg(non, codes.GET, "a", uri("coap://192.0.2.11/r")), "phone")
+		forged := flip(m, 3)
+		flood := func(n int, from *peer) {
+			for range n {
+				from.ask(forged)
+			}
+			from.take()
+		}
+		asks("1")
+		flood(2*layerFailureBurst, attacker)
+		require.EqualValues(t, layerFailureBurst, g.stats.LayersSkipped.Load())
+		asks("2")
+		flood(layerFailureBurst, c) // now the port is known, too
+		m, _ = p.seal(t, msg(con, codes.GET, "3", uri("coap://192.0.2.11/r")), "phone")
+		c.ask(m)
+		c.expect("ACK")
+		server.expect()
+		g.after(20 * time.Second)
+		asks("4")
+		g.after(lately)
+		flood(2*layerFailureBurst, attacker)
+		skipped := g.stats.LayersSkipped.Load()
+		m, _ = p.seal(t, msg(con, codes.GET, "5", uri("coap://192.0.2.11/r")), "phone")
+		c.ask(m) // it was not heard for long
+		require.Equal(t, skipped+1, g.stats.LayersSkipped.Load())
+		c.take()
+	})
+}
+
 // OC-55: a context that is nearly used up begins nothing with many responses.
 func TestLayerWornOut(t *testing.T) {
 	inProtected(t, nil, func(g *gateway, p *pairs) {
@@ -359,13 +402,13 @@ func TestNoLayers(t *testing.T) {
 func TestBudget(t *testing.T) {
 	b := newBudget(2, 3)
 	now := time.Now()
-	a := netip.MustParseAddr("2001:db8::1")
+	a := sourceOf(netip.MustParseAddrPort("[2001:db8::1]:1"))
 	for range 3 {
 		require.False(t, b.empty(a, now))
 		require.True(t, b.take(a, now))
 	}
 	require.True(t, b.empty(a, now))
-	require.False(t, b.take(netip.MustParseAddr("2001:db8::2"), now), "the same network")
+	require.False(t, b.take(sourceOf(netip.MustParseAddrPort("[2001:db8::2]:2")), now), "the same network")
 	now = now.Add(500 * time.Millisecond)
 	require.True(t, b.take(a, now))
 	require.False(t, b.take(a, now))
