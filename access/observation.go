@@ -34,15 +34,38 @@ func (p *Policy) observation(r *exchange.Request, w exchange.Sink, c *client) *o
 		return nil
 	}
 	silent := r.Timeout.Present && r.Timeout.Seconds == 0 // GP-36
-	if !silent && (c.observations.count.Add(1) <= int64(c.MaxObservations) || r.Replaces) {
-		return &observing{sink: w, of: c.observations}
-	}
 	if !silent {
+		taken := c.observations.count.Add(1)
+		if taken > int64(c.MaxObservations)*3/4 {
+			c.observations.attend()
+		}
+		if taken <= int64(c.MaxObservations) || r.Replaces {
+			return &observing{sink: w, of: c.observations}
+		}
 		c.observations.count.Add(-1)
 		p.config.Stats.ObservationsRefused.Add(1)
 	}
 	r.Options = slices.DeleteFunc(slices.Clone(r.Options), func(o message.Option) bool { return o.ID == wire.Observe })
 	return nil
+}
+
+// attend has some of the observers asked whether they are still there: those that have
+// vanished hold the places of others. It is called under no lock.
+func (o *observations) attend() {
+	const some = 8
+	var sinks []exchange.Sink
+	o.mu.Lock()
+	for s := range o.all { // in no order
+		if sinks = append(sinks, s.sink); len(sinks) == some {
+			break
+		}
+	}
+	o.mu.Unlock()
+	for _, w := range sinks {
+		if a, ok := w.(exchange.Attended); ok {
+			a.Attend()
+		}
+	}
 }
 
 // Inherit takes over the observations of those clients that were there before.

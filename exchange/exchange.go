@@ -45,6 +45,15 @@ type Acknowledged interface {
 	Acknowledge()
 }
 
+// Attended is a Sink of an observation that can find out whether its client is still
+// there.
+type Attended interface {
+	// Attend begins to, if nothing has shown that for a while. It is called under no
+	// lock, on any goroutine, also while another call on the Sink runs or after the
+	// last; the caller flushes.
+	Attend()
+}
+
 // Forgetter is a Canceler that can also end its exchange without telling the
 // other side, which knows that it is over. Otherwise it is Cancel.
 type Forgetter interface {

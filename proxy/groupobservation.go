@@ -26,6 +26,7 @@ type groupObservation struct {
 	probe    bool   // the next one asks whether the client is interested
 	// confirmedAt is when the client last showed that it is there.
 	confirmedAt time.Time
+	askedAt     time.Time // see Attend
 }
 
 // begin prepares for notifications, with numbers after those of old, which may be

@@ -289,6 +289,13 @@ func (s *contractSink) Locate(t *exchange.Target) {
 	}
 }
 
+// Attend implements exchange.Attended.
+func (s *contractSink) Attend() {
+	if a, ok := s.sink.(exchange.Attended); ok {
+		a.Attend()
+	}
+}
+
 func (s *contractSink) Respond(p *exchange.Response) exchange.Verdict {
 	defer s.enter()()
 	return s.sink.Respond(p)

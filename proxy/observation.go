@@ -47,6 +47,7 @@ type observation struct {
 	watched     bool
 	sentAt      time.Time
 	confirmedAt time.Time     // when the client last showed that it is there
+	askedAt     time.Time     // when it was last asked to; see Attend
 	pause       time.Duration // between non-confirmable notifications
 	waiting     *exchange.Response
 	waitingAt   time.Time // when it came
@@ -82,7 +83,7 @@ func (f *Front) registers(r *exchange.Request, h *hop, replaces bool) bool {
 	switch {
 	case h.allowance != nil: // notifications are for addresses that are proven (FP-86)
 	case h.timeout.Present && h.timeout.Seconds == 0, wire.Suppressed(h.noResponse, codes.Content): // GP-36
-	case f.Stats.Observers.Add(1) <= int64(f.MaxObservers) || replaces:
+	case f.takePlace() || replaces:
 		return true
 	default:
 		f.Stats.Observers.Add(-1)
@@ -90,6 +91,13 @@ func (f *Front) registers(r *exchange.Request, h *hop, replaces bool) bool {
 	}
 	r.Options = withoutObserve(r.Options)
 	return false
+}
+
+// takePlace counts an observation and reports whether there was room for it.
+func (f *Front) takePlace() bool {
+	taken := f.Stats.Observers.Add(1)
+	f.attend(taken)
+	return taken <= int64(f.MaxObservers)
 }
 
 // replaced finds the observation that a request with the same Token ends, or
@@ -241,7 +249,7 @@ func (x *observation) notify(p *exchange.Response, last bool) {
 // confirmable reports whether the next notification has to be. Called under the
 // lock.
 func (x *observation) confirmable(now time.Time) bool {
-	return x.in.Confirmable || x.last || x.nons >= maxNonConfirmable || now.Sub(x.confirmedAt) >= interestInterval
+	return x.in.Confirmable || x.last || x.nons >= maxNonConfirmable || x.askedAt.After(x.confirmedAt) || now.Sub(x.confirmedAt) >= interestInterval
 }
 
 // send sends a notification that came so long ago. It reports false when there

@@ -387,3 +387,85 @@ func TestObservationsEndWithTheProxy(t *testing.T) {
 		require.Zero(t, g.stats.Observers.Load())
 	})
 }
+
+// Observers that have vanished give up their places sooner where these are scarce, of
+// all or of their client: a registration has some asked that have shown no sign of life
+// for a while (FP-68, GP-65). Those that are there lose nothing.
+func TestVanishedObserversMakeRoom(t *testing.T) {
+	for name, change := range map[string]func(s *setup){
+		"of all":        func(s *setup) { s.front.MaxObservers = 2 },
+		"of the client": func(s *setup) { s.access.Clients[0].MaxObservations = 2 },
+	} {
+		for _, group := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " group ", group), func(t *testing.T) {
+				inGateway(t, change, func(g *gateway) {
+					a := g.peer(member1, "224.0.1.187")
+					there, gone, late := g.peer(userAddr), g.peer("203.0.113.6:40000"), g.peer("203.0.113.7:40000")
+					week := opt(wire.MaxAge, "\x09\x3a\x80")
+					number := byte(1)
+					answer := func() {
+						t.Helper()
+						for _, q := range a.take() {
+							how := q.Type
+							if how == con {
+								how = ack
+							}
+							switch value, ok := wire.ObserveOf(q.Options); {
+							case ok && value == 0:
+								number++
+								a.notify(q, how, number, "a", week)
+							case !ok:
+								a.answer(q, how, "plain")
+							}
+						}
+					}
+					register := func(c *peer) received {
+						t.Helper()
+						if group {
+							c.ask(observeGroup(non, "t", 1))
+						} else {
+							c.ask(observeGet(non, "t"))
+						}
+						answer()
+						got := c.take()
+						require.NotEmpty(t, got)
+						return got[0]
+					}
+					observed := func(m received) bool { return wire.Has(m.Options, wire.Observe) }
+					require.True(t, observed(register(there)))
+					require.True(t, observed(register(gone)))
+					require.False(t, observed(register(late))) // and nobody is asked: they have just come
+					require.Zero(t, g.stats.ObserversAsked.Load())
+					g.after(attendAfter)
+					require.False(t, observed(register(late)))
+					require.EqualValues(t, 2, g.stats.ObserversAsked.Load())
+					answer()
+					var probe []received
+					for _, m := range there.take() {
+						if m.Type == con {
+							probe = append(probe, m)
+						}
+					}
+					require.Len(t, probe, 1)
+					there.react(probe[0], ack)
+					g.after(100 * time.Second)
+					gone.take()
+					require.EqualValues(t, 1, g.stats.Observers.Load())
+					require.True(t, observed(register(late)))
+					require.EqualValues(t, 2, g.stats.ObserversAsked.Load())
+					for _, c := range []*peer{there, late} { // end it
+						if group {
+							c.ask(msg(non, codes.GET, "t", timeout(0)))
+						} else {
+							c.ask(msg(non, codes.GET, "t", uri(serverURI), opt(wire.Observe, "\x01")))
+						}
+						answer()
+						answer()
+						c.take()
+					}
+					require.Zero(t, g.stats.Observers.Load())
+				})
+			})
+		}
+	}
+}

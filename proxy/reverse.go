@@ -348,6 +348,13 @@ func (a *announcing) Respond(p *exchange.Response) exchange.Verdict {
 // End implements exchange.Sink.
 func (a *announcing) End(err error) { a.sink.End(err) }
 
+// Attend implements exchange.Attended.
+func (a *announcing) Attend() {
+	if t, ok := a.sink.(exchange.Attended); ok {
+		t.Attend()
+	}
+}
+
 // relocated makes the location of a new resource one at the proxy.
 func (a *announcing) relocated(options message.Options) message.Options {
 	out := make(message.Options, 0, len(options)+len(a.base))

@@ -31,6 +31,7 @@ type Stats struct {
 	Failures              [exchange.Reasons]atomic.Uint64 `metric:"failures_total" help:"Requests the proxy answered with an error of its own." label:"reason"`
 	Observers             atomic.Int64                    `metric:"observers" help:"Observations of clients, those of groups included."`
 	ObserversRefused      atomic.Uint64                   `metric:"observers_refused_total" help:"Registrations answered as plain requests because there were too many observations."`
+	ObserversAsked        atomic.Uint64                   `metric:"observers_asked_total" help:"Observers asked early whether they are still there, because places for observations were scarce."`
 	ObserversReset        atomic.Uint64                   `metric:"observers_reset_total" help:"Observations ended because the client reset a notification."`
 	ObserversLost         atomic.Uint64                   `metric:"observers_lost_total" help:"Observations ended because the client did not acknowledge a notification or is gone."`
 	Notifications         atomic.Uint64                   `metric:"notifications_total" help:"Notifications sent to clients."`
