@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -22,9 +23,13 @@ type DTLSConfig struct {
 	// Credentials returns the own ones and those that peers are judged by, as of
 	// now: it is asked for each session, by its goroutine.
 	Credentials func() DTLSCredentials
-	Limits      DTLSLimits
-	Stats       *DTLSStats
-	Log         *zap.Logger
+	// Dial opens a socket for one session with a server, from a port that is not that of
+	// Conn, for when the server may still remember another session with it: such ones
+	// take what is new for noise. Nil: Conn is used all the same.
+	Dial   func(ctx context.Context, server netip.AddrPort) (net.Conn, error)
+	Limits DTLSLimits
+	Stats  *DTLSStats
+	Log    *zap.Logger
 }
 
 // DTLSLimits bound what sessions may cost.
@@ -90,6 +95,8 @@ type DTLSConn struct {
 	handshakes int       // of proven address, or with servers
 	silent     list.List // established sessions, the longest silent first
 	failures   *simplelru.LRU[serverName, failedServer]
+	// remembering are servers that may not know that their session has ended.
+	remembering *simplelru.LRU[netip.AddrPort, struct{}]
 }
 
 // addrSessions are the sessions of one transport address: the established one,
@@ -127,8 +134,13 @@ func newDTLSConn(c DTLSConfig, client bool) (*DTLSConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	remembering, err := simplelru.NewLRU[netip.AddrPort, struct{}](rememberedFailures, nil)
+	if err != nil {
+		return nil, err
+	}
 	d := &DTLSConn{DTLSConfig: c, client: client, ready: make(chan received, dtlsReady), closed: make(chan struct{}), done: make(chan struct{}),
-		byAddr: make(map[netip.AddrPort]*addrSessions), byCID: make(map[connectionID]*dtlsSession), peers: make(map[netip.Prefix]int), failures: failures}
+		byAddr: make(map[netip.AddrPort]*addrSessions), byCID: make(map[connectionID]*dtlsSession), peers: make(map[netip.Prefix]int),
+		failures: failures, remembering: remembering}
 	d.sweep.Fire = exchange.FireFunc(d.dropIdle)
 	c.Engine.Schedule(&d.sweep, time.Now().Add(c.Limits.Idle/4))
 	d.wg.Go(d.readRecords)
@@ -307,7 +319,7 @@ const (
 func (d *DTLSConn) route(dg *Datagram) {
 	data, addr := dg.Data, dg.Peer.Addr
 	if dg.Undeliverable != nil {
-		if s := d.at(addr); d.client && s != nil {
+		if s := d.at(addr); d.client && s != nil && !s.apart {
 			s.end(errUndeliverable)
 		}
 		return
@@ -333,7 +345,7 @@ func (d *DTLSConn) route(dg *Datagram) {
 	case hello && !d.client:
 		s = d.accept(addr, dg.Path)
 	}
-	if s == nil {
+	if s == nil || s.apart {
 		d.mu.Unlock()
 		d.Stats.Ignored.Add(1)
 		return
@@ -341,12 +353,17 @@ func (d *DTLSConn) route(dg *Datagram) {
 	if !s.proven {
 		d.prove(s, data)
 	}
+	d.hears(s)
+	d.mu.Unlock()
+	s.push(data, addr)
+}
+
+// hears notes that the peer of a session is there. Called under the lock.
+func (d *DTLSConn) hears(s *dtlsSession) {
 	if s.element != nil && s.isEstablished {
 		s.heard = time.Now()
 		d.silent.MoveToBack(s.element)
 	}
-	d.mu.Unlock()
-	s.push(data, addr)
 }
 
 func (d *DTLSConn) at(addr netip.AddrPort) *dtlsSession {

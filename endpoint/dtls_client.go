@@ -32,6 +32,7 @@ func (d *DTLSConn) sessionTo(dg *Datagram) (*dtlsSession, error) {
 		default:
 			return nil, errOtherName
 		}
+		d.remembering.Add(addr, struct{}{})
 		delete(d.byAddr, addr)
 	}
 	if f, failed := d.failures.Get(serverName{addr, dg.Peer.name}); failed && time.Now().Before(f.until) {
@@ -45,6 +46,7 @@ func (d *DTLSConn) sessionTo(dg *Datagram) (*dtlsSession, error) {
 		return nil, errSessionFull
 	}
 	s := d.newSession(addr, dg.Path, dg.Peer.name)
+	s.apart = d.Dial != nil && d.remembering.Contains(addr)
 	s.proven = true
 	s.counted = true
 	d.handshakes++
@@ -106,7 +108,8 @@ func (d *DTLSConn) again(s *dtlsSession) bool {
 		return false
 	}
 	next := d.newSession(s.addr, s.path, s.name)
-	next.attempt = s.attempt + 1
+	next.attempt, next.apart = s.attempt+1, d.Dial != nil
+	d.remembering.Add(s.addr, struct{}{})
 	now := time.Now()
 	s.mu.Lock()
 	var late []waitingDatagram
@@ -130,6 +133,40 @@ func (d *DTLSConn) again(s *dtlsSession) bool {
 	d.Stats.HandshakesRepeated.Add(1)
 	d.wg.Go(next.dial)
 	return true
+}
+
+// openSocket opens the socket of a session apart, and begins to read from it.
+func (s *dtlsSession) openSocket() error {
+	d := s.owner
+	socket, err := d.Dial(s.ctx, s.addr)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		return errors.Join(net.ErrClosed, socket.Close())
+	}
+	s.socket = socket
+	s.mu.Unlock()
+	d.wg.Go(func() {
+		buf := make([]byte, maxDatagram)
+		for {
+			n, err := socket.Read(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				s.end(errUndeliverable)
+				return
+			}
+			d.mu.Lock()
+			d.hears(s)
+			d.mu.Unlock()
+			s.push(buf[:n], s.addr)
+		}
+	})
+	return nil
 }
 
 var errOtherName = errors.New("the server has a certificate for another name")

@@ -3,6 +3,7 @@ package endpoint
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -53,6 +54,11 @@ func NewDTLSLeg(ctx context.Context, clients ClientConfig, secure DTLSConfig) (*
 	servers, err := simplelru.NewLRU[netip.AddrPort, *dtlsNames](clients.Servers, nil)
 	if err != nil {
 		return nil, err
+	}
+	if secure.Dial == nil {
+		secure.Dial = func(ctx context.Context, server netip.AddrPort) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "udp", server.String())
+		}
 	}
 	l := &DTLSLeg{ctx: ctx, clients: clients, secure: secure, servers: servers}
 	_, err = l.addLane()

@@ -1,14 +1,26 @@
 package endpoint
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	piondtls "github.com/pion/dtls/v3"
+	"github.com/plgd-dev/go-coap/v3/dtls"
+	"github.com/plgd-dev/go-coap/v3/message"
+	"github.com/plgd-dev/go-coap/v3/message/codes"
+	"github.com/plgd-dev/go-coap/v3/mux"
+	coapnet "github.com/plgd-dev/go-coap/v3/net"
+	"github.com/plgd-dev/go-coap/v3/options"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"coapproxy/exchange"
 )
@@ -86,6 +98,64 @@ func (c lossyConn) WriteBatch(batch []Datagram) (int, error) {
 	return c.PacketConn.WriteBatch(batch)
 }
 
+type lossySocket struct {
+	net.Conn
+	lost func() bool
+}
+
+func (c lossySocket) Write(b []byte) (int, error) {
+	if c.lost() {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+// A server that does not know that its session has ended, and takes a new ClientHello
+// from the port of that for noise, is reached from another port.
+func TestDTLSServerRemembers(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	config := &piondtls.Config{PSK: func([]byte) ([]byte, error) { return []byte("secret"), nil },
+		CipherSuites: []piondtls.CipherSuiteID{piondtls.TLS_PSK_WITH_AES_128_CCM_8}, LoggerFactory: silentLog()}
+	l, err := coapnet.NewDTLSListener("udp4", "127.0.0.1:0", config)
+	require.NoError(t, err)
+	router := mux.NewRouter()
+	router.DefaultHandleFunc(func(w mux.ResponseWriter, r *mux.Message) {
+		body, _ := r.ReadBody()
+		_ = w.SetResponse(codes.Content, message.TextPlain, bytes.NewReader(body))
+	})
+	s := dtls.NewServer(quietPeer, options.WithMux(router))
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }()
+	defer func() { s.Stop(); <-done; _ = l.Close() }()
+
+	var lost atomic.Bool
+	var dialled atomic.Int32
+	leg, stats := newDTLSLeg(t, DTLSCredentials{KeyFor: func(netip.AddrPort, string) (string, []byte, bool) { return "meter", []byte("secret"), true }}, func(c *DTLSConfig) {
+		conn, err := ListenUDP(t.Context(), netip.AddrPortFrom(loopback, 0), UDPOptions{Errors: true})
+		require.NoError(t, err)
+		c.Conn = lossyConn{conn, lost.Load}
+		c.Limits.Handshake = 10 * time.Second
+		c.Dial = func(ctx context.Context, server netip.AddrPort) (net.Conn, error) {
+			dialled.Add(1)
+			socket, err := (&net.Dialer{}).DialContext(ctx, "udp", server.String())
+			return lossySocket{socket, lost.Load}, err
+		}
+	})
+	at := l.Addr().String()
+	require.Equal(t, "one", string(askDTLS(leg, at, "one").content(t).Payload))
+	for _, text := range []string{"two", "three"} {
+		lost.Store(true) // so is our goodbye
+		conn := leg.lanes[0].conns[0]
+		conn.at(netip.MustParseAddrPort(at)).end(errServerSilent)
+		require.Eventually(t, func() bool { return stats.Sessions.Load() == 0 }, 10*time.Second, time.Millisecond)
+		lost.Store(false)
+		require.Equal(t, text, string(askDTLS(leg, at, text).content(t).Payload))
+	}
+	require.EqualValues(t, 2, dialled.Load())
+	require.EqualValues(t, 3, stats.Established.Load())
+	require.Zero(t, stats.HandshakesRepeated.Load())
+}
+
 // A handshake that the network eats is begun anew while a request waits, and not for
 // longer.
 func TestDTLSHandshakeRepeated(t *testing.T) {
@@ -96,6 +166,10 @@ func TestDTLSHandshakeRepeated(t *testing.T) {
 			conn, err := ListenUDP(t.Context(), netip.AddrPortFrom(loopback, 0), UDPOptions{Errors: true})
 			require.NoError(t, err)
 			c.Conn = lossyConn{conn, func() bool { return lost(c.Stats) }}
+			c.Dial = func(ctx context.Context, server netip.AddrPort) (net.Conn, error) {
+				socket, err := (&net.Dialer{}).DialContext(ctx, "udp", server.String())
+				return lossySocket{socket, func() bool { return lost(c.Stats) }}, err
+			}
 			c.Limits.Handshake = 300 * time.Millisecond
 			if change != nil {
 				change(&c.Limits)

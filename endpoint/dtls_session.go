@@ -59,6 +59,8 @@ type dtlsSession struct {
 	element       *list.Element // in owner.unproven or owner.silent
 	cid           connectionID
 
+	// apart: it has a socket of its own, see DTLSConfig.Dial.
+	apart bool
 	// attempt counts the handshakes begun for what waits; answered: the server has said
 	// something in this one.
 	attempt  int
@@ -69,6 +71,7 @@ type dtlsSession struct {
 	replaced atomic.Bool
 
 	mu      sync.Mutex
+	socket  net.Conn   // of a session apart, nil before it is open
 	conn    *dtls.Conn // when the handshake is over
 	cause   error
 	ended   bool
@@ -116,6 +119,9 @@ func (s *dtlsSession) dial() {
 	d := s.owner
 	s.credentials = d.Credentials()
 	options, err := d.clientOptions(s)
+	if err == nil && s.apart {
+		err = s.openSocket()
+	}
 	var conn *dtls.Conn
 	if err == nil {
 		conn, err = dtls.ClientWithOptions(s, dtlsAddr(s.addr), options...)
@@ -371,6 +377,9 @@ func (s *dtlsSession) ReadFrom(b []byte) (int, net.Addr, error) {
 
 // WriteTo implements net.PacketConn.
 func (s *dtlsSession) WriteTo(b []byte, addr net.Addr) (int, error) {
+	if s.socket != nil { // set before anything is written
+		return s.socket.Write(b)
+	}
 	s.keepCookie(b)
 	if err := s.owner.send(addrOf(addr), s.path, b); err != nil {
 		return 0, err
@@ -381,6 +390,12 @@ func (s *dtlsSession) WriteTo(b []byte, addr net.Addr) (int, error) {
 // Close implements net.PacketConn.
 func (s *dtlsSession) Close() error {
 	s.cancel()
+	s.mu.Lock()
+	socket := s.socket
+	s.mu.Unlock()
+	if socket != nil {
+		return socket.Close()
+	}
 	return nil
 }
 

@@ -122,6 +122,13 @@ func (d *DTLSConn) remove(s *dtlsSession, cause error) {
 			delete(d.peers, prefix)
 		}
 	}
+	if d.client {
+		if errors.Is(cause, errSessionClosed) {
+			d.remembering.Remove(s.addr) // it has said so
+		} else {
+			d.remembering.Add(s.addr, struct{}{})
+		}
+	}
 	if s.isEstablished {
 		d.Stats.Sessions.Add(-1)
 		if s.element != nil {
