@@ -585,11 +585,11 @@ func (k *call) fail(err error) {
 
 // PeerGone implements PeerGoneHandler: the session with a server has ended, so
 // that no response will come any more.
-func (c *Client) PeerGone(e *Endpoint, peer Peer, err error) {
+func (c *Client) PeerGone(e *Endpoint, peer Peer, at time.Time, err error) {
 	var lost []*call
 	c.mu.Lock()
 	for _, k := range c.calls {
-		if k.port == e && k.server.peer.Addr == peer.Addr {
+		if k.port == e && k.server.peer.Addr == peer.Addr && !k.begun.After(at) {
 			lost = append(lost, k)
 		}
 	}

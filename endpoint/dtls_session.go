@@ -153,6 +153,7 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 	err, waiting := s.cause, s.waiting
 	s.waiting = nil
 	s.mu.Unlock()
+	ended := time.Now() // before anybody can open the next one
 	if !repeated {
 		d.remove(s, err)
 	}
@@ -170,7 +171,7 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 			d.deliver(received{peer: peer, data: buf, undeliverable: err})
 		}
 		if established && !s.replaced.Load() {
-			d.deliver(received{peer: peer, gone: err})
+			d.deliver(received{peer: peer, gone: &sessionEnd{err, ended}})
 		}
 	}
 	s.open.cancelAll() // GP-44

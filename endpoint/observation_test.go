@@ -295,7 +295,7 @@ func TestObservationSurvivesItsSession(t *testing.T) {
 		server.send(notification(m, message.Acknowledgement, m.ID, 1, "one", 200))
 		other, _ := b.ask(c, to(serverAddr, true))
 		server.one()
-		c.PeerGone(c.Port(0), endpoint.PeerOf(serverAddr), errors.New("closed"))
+		c.PeerGone(c.Port(0), endpoint.PeerOf(serverAddr), time.Now(), errors.New("closed"))
 		other.failed(exchange.Unreachable)
 		pass(3 * time.Second)
 		again := server.got()[0]
