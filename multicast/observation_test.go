@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,10 +107,10 @@ func TestObservationWithoutInterface(t *testing.T) {
 	for _, back := range []bool{false, true} {
 		t.Run(fmt.Sprint("back ", back), func(t *testing.T) {
 			inSite(t, nil, func(s *site) {
-				gone := false
+				var gone atomic.Bool
 				require.NoError(t, s.leg.Prepare("nodes", netip.MustParseAddr("224.0.1.187")))
 				s.opened[0].conn.Refuse(func(*endpoint.Datagram) error {
-					if gone {
+					if gone.Load() {
 						return net.ErrWriteToConnected
 					}
 					return nil
@@ -118,13 +119,13 @@ func TestObservationWithoutInterface(t *testing.T) {
 				w, _ := s.ask(observing(nodes4, 5))
 				q := a.request()
 				a.notify(q, 9, "a1", 10)
-				gone = true
+				gone.Store(true)
 				s.after(26 * time.Second) // Max-Age, and the pause
 				require.Empty(t, a.heard())
 				require.EqualValues(t, 1, s.stats.ObservationsRenewed.Load())
 				require.EqualValues(t, 1, s.messages.SendFailed.Load())
 				require.True(t, w.open())
-				gone = !back
+				gone.Store(!back)
 				if back {
 					a.notify(q, 10, "a2", 10) // it has not forgotten us
 					s.after(26 * time.Second)

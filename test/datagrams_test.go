@@ -1,6 +1,7 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -93,7 +94,7 @@ func (c *datagramClient) ask(m *coap.Message) *coap.Message {
 		case in == nil:
 		case in.Type == coap.ACK && in.Code == coap.Empty && in.ID == m.ID:
 			again = until // the response comes separately
-		case string(in.Token) == string(m.Token) && in.Code != coap.Empty:
+		case bytes.Equal(in.Token, m.Token) && in.Code != coap.Empty:
 			return in
 		}
 	}
