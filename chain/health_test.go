@@ -117,6 +117,28 @@ func TestSilence(t *testing.T) {
 	})
 }
 
+// A connection that is lost after the request was written to it: the hop is looked
+// for, and is down when it is not found.
+func TestLostConnection(t *testing.T) {
+	inBench(t, nil, func(b *bench) {
+		for i := range 2 {
+			c, _ := b.group(60)
+			s := b.leg.all()[i]
+			b.after(time.Millisecond)
+			s.ack()
+			if i == 1 {
+				b.leg.lose(first, errRefused)
+			}
+			probes := len(b.leg.probed())
+			s.end(errRefused)
+			require.Equal(t, exchange.Unreachable, c.failure(t).Reason)
+			require.Len(t, b.leg.probed(), probes+1)
+			b.after(time.Millisecond)
+			require.EqualValues(t, i, b.stats.Downs.Load())
+		}
+	})
+}
+
 // One that is refused gets 5.02, at once.
 func TestRefused(t *testing.T) {
 	inBench(t, nil, func(b *bench) {

@@ -164,9 +164,13 @@ func (p *peer) alive() {
 func (p *peer) heardSince(t time.Time) bool { return p.heard.Load() > int64(t.Sub(p.began)) }
 
 // failed notes that something sent then got no sign of life. What came back
-// after it speaks against that.
+// after it speaks against that, but not for ever: a connection that is lost looks
+// like this, too, when the request had just been written to it.
 func (p *peer) failed(sent time.Time, f *exchange.Failure) {
 	if p.heardSince(sent) {
+		if f.Reason == exchange.Unreachable {
+			p.check(nil)
+		}
 		return
 	}
 	p.mu.Lock()
