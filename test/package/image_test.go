@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -25,5 +26,10 @@ func TestImage(t *testing.T) {
 	container := strings.TrimSpace(buildah("from", "--pull-never", "localhost/coapproxy:latest"))
 	require.Contains(t, buildah("run", "--isolation", "chroot", container, "--", "/usr/bin/coapproxy", "version"), "coapproxy ")
 	require.Contains(t, buildah("inspect", "--format", "{{.OCIv1.Config.User}} {{.OCIv1.Config.Entrypoint}}", container), "65532:65532 [/usr/bin/coapproxy]")
+	root := strings.TrimSpace(buildah("mount", container))
+	info, err := os.Stat(filepath.Join(root, "var", "lib", "coapproxy"))
+	require.NoError(t, err)
+	require.EqualValues(t, 65532, info.Sys().(*syscall.Stat_t).Uid, "what it keeps has a place")
+	buildah("umount", container)
 	buildah("rm", container)
 }
