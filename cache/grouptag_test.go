@@ -127,3 +127,24 @@ func TestGroupETagOfANextHop(t *testing.T) { // GP-104
 		require.NotEmpty(t, groupTagOf(c.got[0]))
 	})
 }
+
+// GP-104: a next proxy may confirm a tag that a request lists, so that two requests
+// which list others do not share an exchange with it: one of them would get a 2.03
+// for what it does not have.
+func TestGroupETagsThroughANextHopAreNotShared(t *testing.T) {
+	run(t, nil, func(x *fixture) {
+		ask := func(tag string) {
+			r := groupGet(10, "t", option(wire.GroupETag, tag))
+			r.Target.NextHop = "next"
+			x.ask(r)
+		}
+		ask("one")
+		ask("one")
+		require.Len(t, x.origin.calls, 1, "the same is shared")
+		ask("two")
+		require.Len(t, x.origin.calls, 2)
+		for _, k := range x.origin.calls {
+			k.end(nil)
+		}
+	})
+}
