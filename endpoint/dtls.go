@@ -42,7 +42,8 @@ type DTLSLimits struct {
 	PerPeer int
 	// Handshakes is how many may be under way with clients that have proven their
 	// address by a cookie, and how many with such that have not: the oldest of
-	// these gives way to a new one, so that forged addresses keep nobody out.
+	// these gives way to a new one, so that forged addresses keep nobody out; of
+	// the others see makeWay. Once as many more may be ending.
 	Handshakes int
 	// Handshake is how long one may take.
 	Handshake time.Duration
@@ -92,6 +93,8 @@ type DTLSConn struct {
 	byCID      map[connectionID]*dtlsSession
 	peers      map[netip.Prefix]int
 	unproven   list.List // handshakes of clients whose address is not proven, oldest first
+	opening    int       // clients' handshakes whose address was not proven, those that are ending included
+	proving    list.List // handshakes of clients whose address is, oldest first
 	handshakes int       // of proven address, or with servers
 	silent     list.List // established sessions, the longest silent first
 	failures   *simplelru.LRU[serverName, failedServer]

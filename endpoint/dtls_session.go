@@ -56,7 +56,9 @@ type dtlsSession struct {
 	heard         time.Time
 	asked         time.Time     // with a server: when it was first written to after that
 	used          time.Time     // with a server: when it was last written to
-	element       *list.Element // in owner.unproven or owner.silent
+	element       *list.Element // in owner.unproven, owner.proving or owner.silent
+	opening       bool          // counted in owner.opening
+	begun         time.Time     // when the address was proven
 	cid           connectionID
 
 	// apart: it has a socket of its own, see DTLSConfig.Dial.
@@ -158,7 +160,11 @@ func (s *dtlsSession) run(conn *dtls.Conn, err error) {
 		d.remove(s, err)
 	}
 	if !established {
-		d.Log.Info("DTLS handshake failed", append(s.suspicion(err), zap.Stringer("peer", s.addr), zap.Bool("again", repeated), zap.Error(err))...)
+		write := d.Log.Info
+		if !d.client && !d.isProven(s) { // anybody can make any number of these; they are counted
+			write = d.Log.Debug
+		}
+		write("DTLS handshake failed", append(s.suspicion(err), zap.Stringer("peer", s.addr), zap.Bool("again", repeated), zap.Error(err))...)
 	}
 	if d.client {
 		if s.identity != "" && !established && errors.Is(err, context.DeadlineExceeded) {

@@ -9,8 +9,14 @@ import (
 	"github.com/pion/dtls/v3"
 )
 
-// accept makes a session for a client's first ClientHello. Called under the lock.
+// accept makes a session for a client's first ClientHello; nil when so many are
+// still ending that gave way to others: the client says it again. Called under the
+// lock.
 func (d *DTLSConn) accept(addr netip.AddrPort, path Path) *dtlsSession {
+	if d.opening >= 2*d.Limits.Handshakes {
+		d.Stats.Refused.Add(1)
+		return nil
+	}
 	if d.unproven.Len() >= d.Limits.Handshakes {
 		d.Stats.Refused.Add(1)
 		oldest := d.unproven.Front().Value.(*dtlsSession)
@@ -26,6 +32,8 @@ func (d *DTLSConn) accept(addr netip.AddrPort, path Path) *dtlsSession {
 	}
 	a.pending = s
 	s.element = d.unproven.PushBack(s)
+	s.opening = true
+	d.opening++
 	d.Stats.Handshakes.Add(1)
 	d.wg.Go(s.serve)
 	return s
@@ -41,14 +49,59 @@ func (d *DTLSConn) prove(s *dtlsSession, data []byte) {
 	d.unproven.Remove(s.element)
 	s.element = nil
 	prefix := peerPrefix(s.addr.Addr())
-	if d.handshakes >= d.Limits.Handshakes || d.peers[prefix] >= d.Limits.PerPeer || !d.makeRoom() {
+	if d.peers[prefix] >= d.Limits.PerPeer || d.handshakes >= d.Limits.Handshakes && !d.makeWay(prefix) || !d.makeRoom() {
 		d.Stats.Refused.Add(1)
 		s.endLater(errSessionFull)
 		return
 	}
-	s.proven, s.counted = true, true
+	s.opening = false
+	d.opening--
+	s.proven, s.counted, s.begun = true, true, time.Now()
+	s.element = d.proving.PushBack(s)
 	d.handshakes++
 	d.peers[prefix]++
+}
+
+// isProven reports whether the address of a session's peer is no forgery.
+func (d *DTLSConn) isProven(s *dtlsSession) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return s.proven
+}
+
+// slowHandshake is how old a handshake may grow while others want its place: more
+// than one that loses a flight or two takes.
+const slowHandshake = 3 * time.Second
+
+// makeWay has a handshake give way to one of a client whose address has the prefix,
+// and reports whether one has: the oldest of the prefix that has most of them, so
+// that a few addresses which begin handshakes and stall keep nobody else out, or else
+// a slow one. Called under the lock.
+func (d *DTLSConn) makeWay(prefix netip.Prefix) bool {
+	if d.handshakes >= 2*d.Limits.Handshakes { // those that gave way are still ending
+		return false
+	}
+	counts, most := make(map[netip.Prefix]int), 0
+	for e := d.proving.Front(); e != nil; e = e.Next() {
+		p := peerPrefix(e.Value.(*dtlsSession).addr.Addr())
+		counts[p]++
+		most = max(most, counts[p])
+	}
+	crowded := most > counts[prefix]+1
+	for e := d.proving.Front(); e != nil; e = e.Next() {
+		s := e.Value.(*dtlsSession)
+		if crowded && counts[peerPrefix(s.addr.Addr())] == most || !crowded && time.Since(s.begun) >= slowHandshake {
+			d.proving.Remove(e)
+			s.element = nil
+			d.Stats.Refused.Add(1)
+			s.endLater(errSessionFull)
+			return true
+		}
+		if !crowded {
+			break // the others are younger
+		}
+	}
+	return false
 }
 
 // makeRoom reports whether there may be one more session; the longest silent one
@@ -78,6 +131,9 @@ func (d *DTLSConn) establish(s *dtlsSession, conn *dtls.Conn) {
 	defer d.mu.Unlock()
 	s.isEstablished = true
 	s.heard = time.Now()
+	if s.element != nil {
+		d.proving.Remove(s.element)
+	}
 	s.element = d.silent.PushBack(s)
 	if s.counted {
 		d.handshakes--
@@ -139,8 +195,12 @@ func (d *DTLSConn) remove(s *dtlsSession, cause error) {
 	if s.counted {
 		d.handshakes--
 	}
-	if s.element != nil {
+	if s.opening {
+		d.opening--
+	}
+	if s.element != nil { // in one of them
 		d.unproven.Remove(s.element)
+		d.proving.Remove(s.element)
 	}
 	d.Stats.HandshakesFailed.Add(1)
 	if d.client && !d.closing {

@@ -1,0 +1,102 @@
+package endpoint
+
+import (
+	"container/list"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// withCookie returns the second ClientHello after a HelloVerifyRequest
+// (RFC 6347 §4.2.1).
+func withCookie(t *testing.T, hello, verify []byte) []byte {
+	const record, handshake, version, random = 13, 12, 2, 32
+	at := record + handshake + version
+	require.Greater(t, len(verify), at)
+	cookie := verify[at+1 : at+1+int(verify[at])]
+	at = record + handshake + version + random
+	at += 1 + int(hello[at]) // the session ID
+	require.Zero(t, hello[at])
+	out := append(append(append([]byte{}, hello[:at]...), byte(len(cookie))), cookie...)
+	out = append(out, hello[at+1:]...)
+	binary.BigEndian.PutUint16(out[9:], 1) // sequence number of the record
+	binary.BigEndian.PutUint16(out[11:], uint16(len(out)-record))
+	length := uint32(len(out) - record - handshake)
+	for _, field := range []int{record + 1, record + 9} { // of the message and of the fragment
+		out[field], out[field+1], out[field+2] = byte(length>>16), byte(length>>8), byte(length)
+	}
+	binary.BigEndian.PutUint16(out[record+4:], 1) // number of the message
+	return out
+}
+
+// A few addresses that show their cookies and then say nothing keep nobody out.
+func TestDTLSStalledHandshakes(t *testing.T) {
+	b := newDTLSBench(t, DTLSCredentials{Key: meterKey}, func(c *DTLSConfig) { c.Limits.Handshakes = 4 })
+	hello := captureHello(t)
+	to, err := net.ResolveUDPAddr("udp", b.addr())
+	require.NoError(t, err)
+	buf := make([]byte, 4096)
+	for range 4 {
+		c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)}, to)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		_, err = c.Write(hello)
+		require.NoError(t, err)
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+		n, err := c.Read(buf)
+		require.NoError(t, err)
+		_, err = c.Write(withCookie(t, hello, buf[:n]))
+		require.NoError(t, err)
+		_, err = c.Read(buf) // the flight that it does not answer
+		require.NoError(t, err)
+	}
+	refused := b.config.Stats.Refused.Load()
+	require.NoError(t, b.ask(pskClient("meter", "secret")))
+	require.Greater(t, b.config.Stats.Refused.Load(), refused, "one has given way")
+}
+
+// Who gives way: the oldest of those that have most, or a slow one, or nobody.
+func TestDTLSMakeWay(t *testing.T) {
+	for name, tt := range map[string]struct {
+		addrs  []string // of handshakes, the oldest first
+		slow   int      // so many of them are
+		closes int      // so many that gave way have not ended
+		want   int      // index, -1: nobody
+	}{
+		"the crowd":          {addrs: []string{"192.0.2.2", "192.0.2.1", "192.0.2.1", "192.0.2.1"}, want: 1},
+		"a /64 is one":       {addrs: []string{"192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8::3"}, want: 1},
+		"nobody has most":    {addrs: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, want: -1},
+		"a slow one":         {addrs: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, slow: 1, want: 0},
+		"its own are most":   {addrs: []string{"192.0.2.9", "192.0.2.9", "192.0.2.9", "192.0.2.1"}, want: -1},
+		"too many are going": {addrs: []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.1"}, closes: 4, want: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &DTLSConn{DTLSConfig: DTLSConfig{Limits: DTLSLimits{Handshakes: 4}, Stats: &DTLSStats{}}, handshakes: len(tt.addrs) + tt.closes}
+			var all []*list.Element
+			for i, a := range tt.addrs {
+				s := &dtlsSession{owner: d, addr: netip.AddrPortFrom(netip.MustParseAddr(a), 1), begun: time.Now(), cancel: func() {}}
+				if i < tt.slow {
+					s.begun = s.begun.Add(-slowHandshake)
+				}
+				s.element = d.proving.PushBack(s)
+				all = append(all, s.element)
+			}
+			require.Equal(t, tt.want >= 0, d.makeWay(peerPrefix(netip.MustParseAddr("192.0.2.9"))))
+			d.wg.Wait()
+			for i, e := range all {
+				require.Equal(t, i == tt.want, e.Value.(*dtlsSession).element == nil, i)
+			}
+		})
+	}
+}
+
+// So many that gave way and have not ended yet are all there may be.
+func TestDTLSOpeningIsBounded(t *testing.T) {
+	d := &DTLSConn{DTLSConfig: DTLSConfig{Limits: DTLSLimits{Handshakes: 4}, Stats: &DTLSStats{}}, opening: 8}
+	require.Nil(t, d.accept(netip.MustParseAddrPort("192.0.2.1:1"), Path{}))
+	require.EqualValues(t, 1, d.Stats.Refused.Load())
+}
