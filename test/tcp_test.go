@@ -80,10 +80,7 @@ func TestGroupOverTCP(t *testing.T) {
 // newSocketPort is a UDP port of 127.0.0.1 that is free now.
 func newSocketPort(t *testing.T) string {
 	t.Helper()
-	u, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer u.Close()
-	return fmt.Sprint(u.LocalAddr().(*net.UDPAddr).Port)
+	return fmt.Sprint(newSocketPorts(t))
 }
 
 // sendFrame writes a message.

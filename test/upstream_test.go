@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -13,32 +14,35 @@ import (
 	"coapproxy/test/internal/coap"
 )
 
+// nextPort counts the ports that newSocketPorts has given away.
+var nextPort atomic.Uint32
+
 // newSocketPorts is a port of 127.0.0.1 that is free now, over UDP and TCP, and
-// so is the next one.
+// so is the next one. It is none that the system chooses for others meanwhile.
 func newSocketPorts(t *testing.T) int {
 	t.Helper()
+	const first, pairs = 10000, 11000 // below the ephemeral ports
+	begin := uint32(os.Getpid()) * 64
 	for range 100 {
-		port := 0
+		port := int(first + 2*((begin+nextPort.Add(1))%pairs))
 		free := true
-		for i := range 2 {
-			at := fmt.Sprintf("127.0.0.1:%d", port)
+		for _, p := range []int{port, port + 1} {
+			at := fmt.Sprintf("127.0.0.1:%d", p)
 			u, err := net.ListenPacket("udp4", at)
 			if err != nil {
 				free = false
-				break
+				continue
 			}
-			port = u.LocalAddr().(*net.UDPAddr).Port
-			l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+			l, err := net.Listen("tcp4", at)
 			require.NoError(t, u.Close())
 			if err != nil {
 				free = false
-				break
+				continue
 			}
 			require.NoError(t, l.Close())
-			port += 1 - i
 		}
 		if free {
-			return port - 1
+			return port
 		}
 	}
 	require.Fail(t, "no two free ports")
