@@ -242,6 +242,10 @@ type Proxy struct {
 	// ServersPath is the path in front of the segment that names a server of a
 	// group whose servers are announced by a path (GP-53).
 	ServersPath URIPath `yaml:"servers_path"`
+	// ServerTargets names the file that keeps what servers were announced as across a
+	// restart; none if empty. Load makes a relative path relative to the folder of the
+	// configuration, or to that for state.
+	ServerTargets string `yaml:"server_targets"`
 	// ServerAddresses are addresses and ports of this host for servers of groups
 	// that get one each (GP-54).
 	ServerAddresses []PortRange   `yaml:"server_addresses"`

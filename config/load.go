@@ -66,7 +66,7 @@ func Load(path string, opts ...Option) (*Config, error) {
 	c.Credentials.resolve(filepath.Dir(path))
 	c.OSCORE.locate(filepath.Dir(path))
 	place := statePlace{system: systemFolder, state: stateFolder}
-	for _, name := range [...]*string{&c.Cache.Persist, &c.OSCORE.Store} {
+	for _, name := range [...]*string{&c.Cache.Persist, &c.OSCORE.Store, &c.Proxy.ServerTargets} {
 		*name = place.path(filepath.Dir(path), *name)
 	}
 	return c, nil

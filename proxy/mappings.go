@@ -42,7 +42,8 @@ type Mappings struct {
 	slots   []*slot
 	byLocal map[netip.AddrPort]*slot
 	// full is until when no address of the pool can be free, by family.
-	full [2]time.Time
+	full    [2]time.Time
+	changed chan struct{} // see Changed
 }
 
 // serverKey tells servers apart: by address or, behind a next proxy that stands
@@ -101,7 +102,7 @@ const maxMappingGroups = 16
 // NewMappings returns an empty table.
 func NewMappings(c MappingsConfig) *Mappings {
 	m := &Mappings{MappingsConfig: c, byHost: make(map[hostKey]*mapping), byPath: make(map[string]*mapping),
-		byLocal: make(map[netip.AddrPort]*slot)}
+		byLocal: make(map[netip.AddrPort]*slot), changed: make(chan struct{}, 1)}
 	servers, err := simplelru.NewLRU(max(c.Max, 1), func(_ serverKey, gone *mapping) { m.forget(gone) })
 	if err != nil {
 		panic(err) // the size is positive
@@ -148,6 +149,7 @@ func (m *Mappings) note(key serverKey, to behind, groups []string, now time.Time
 		ok = false
 	}
 	if !ok {
+		m.change()
 		known = &mapping{key: key, to: to}
 		if m.servers.Add(key, known) {
 			m.Stats.MappingsEvicted.Add(1)
@@ -156,6 +158,7 @@ func (m *Mappings) note(key serverKey, to behind, groups []string, now time.Time
 	known.to, known.used = to, now // where it was heard last
 	for _, g := range groups {
 		if !slices.Contains(known.groups, g) {
+			m.change()
 			kept := known.groups[max(0, len(known.groups)+1-maxMappingGroups):]
 			known.groups = append(slices.Clone(kept), g)
 		}
@@ -177,6 +180,7 @@ func (m *Mappings) host(key serverKey, to behind, groups []string, addr netip.Ad
 
 func (m *Mappings) index(known *mapping, h hostKey) {
 	if !slices.Contains(known.hosts, h) {
+		m.change()
 		const max = 8 // ports of the proxy under which the server goes
 		if len(known.hosts) >= max {
 			if m.byHost[known.hosts[0]] == known {
@@ -201,6 +205,7 @@ func (m *Mappings) path(key serverKey, to behind, groups []string, now time.Time
 		if id := hex.EncodeToString(random[:]); m.byPath[id] == nil {
 			known.id = id
 			m.byPath[id] = known
+			m.change()
 		}
 	}
 	return known.id
@@ -240,6 +245,7 @@ func (m *Mappings) address(key serverKey, to behind, groups []string, scheme str
 			continue
 		}
 		s.mapping, known.slots[f] = known, s
+		m.change()
 		return s.addr, true
 	}
 	m.full[f] = first
@@ -264,6 +270,7 @@ func (m *Mappings) listen(s *slot, scheme string, now time.Time) bool {
 		return false
 	}
 	s.open = append(s.open, scheme)
+	m.change()
 	return true
 }
 

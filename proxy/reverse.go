@@ -148,6 +148,8 @@ type found struct {
 	route *ReverseRoute // nil: to a server that was announced
 	taken int           // segments of the path that belong to the target
 	own   bool          // to an address of the pool
+	// unknown: the path is that of a server that is not known.
+	unknown bool
 	// base is what Location-Path of the server is relative to.
 	base [][]byte
 }
@@ -155,8 +157,8 @@ type found struct {
 // find looks a place up among the announced servers first: their targets are
 // narrower than any route.
 func (v *Reverse) find(p *Place, now time.Time) (found, bool) {
+	var rest [][]byte
 	if v.Mappings != nil {
-		var rest [][]byte
 		if hasPrefix(p.Path, v.ServersPath) {
 			rest = p.Path[len(v.ServersPath):]
 		}
@@ -175,7 +177,7 @@ func (v *Reverse) find(p *Place, now time.Time) (found, bool) {
 		return found{to: behind{destination: destination{scheme: t.Scheme, host: t.Host, addr: t.Addr, port: t.Port}, path: t.Base},
 			route: t, taken: len(t.Path), base: p.Path[:len(t.Path)]}, true
 	}
-	return found{}, false
+	return found{unknown: len(rest) > 0}, false
 }
 
 // place reads the Uri-* options of a request. It reports false when they name no

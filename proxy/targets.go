@@ -144,6 +144,8 @@ func (t *Targets) stoodInFor(r *exchange.Request, w exchange.Sink, p *Place) exc
 	switch {
 	case !ok && h.own: // GP-54: such an address is good for its server only
 		return exchange.Fail(w, exchange.Failf(exchange.NotFound, "no server is behind this address"))
+	case !ok && h.unknown: // GP-102: its time is over, or the proxy has started anew
+		return exchange.Fail(w, exchange.Failf(exchange.NotFound, "this server is not known here any more; ask its group again"))
 	case !ok:
 		return t.local(r, w)
 	}

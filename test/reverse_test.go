@@ -2,9 +2,12 @@ package test
 
 import (
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -234,6 +237,69 @@ func TestServersByPath(t *testing.T) {
 	require.Len(t, servers[0].requestsTo("/t"), 1)
 	got := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: path("s", "x", "0123456789")})
 	require.Equal(t, coap.CodeOf(4, 4), got.Code)
+}
+
+// What was announced is good again after a restart, orderly or not, by path and at
+// addresses of the proxy's (GP-56, GP-102).
+func TestAnnouncedServersOutliveRestarts(t *testing.T) {
+	t.Parallel()
+	servers, group := members(t, 2, content)
+	port, pool := newSocketPorts(t), newSocketPorts(t)
+	file := filepath.Join(t.TempDir(), "targets.json")
+	p := routed(t, group, `- {name: paths, path: /a, to: "coap://GROUP", servers: by-path}
+- {name: own, path: /b, to: "coap://GROUP", servers: own-address}`, settings{listen: fmt.Sprintf("- coap://127.0.0.1:%d", port),
+		proxy: fmt.Sprintf("server_addresses: [\"127.0.0.1:%d-%d\"]\nserver_targets: %s", pool, pool+1, file)})
+	c := newClient(t, here, clientAddr, p.addr())
+	gather := func(at string) map[string][]byte {
+		out := make(map[string][]byte)
+		for _, in := range c.gatherN(&coap.Message{Type: coap.NON, Code: coap.GET, Options: append([]coap.Option{timeout(1)}, path(at, "t")...)}, len(servers)) {
+			name, _, _ := strings.Cut(string(in.Payload), "/")
+			out[name] = in.All(coap.ReplyFrom)[0]
+		}
+		require.Len(t, out, len(servers))
+		return out
+	}
+	byPath, own := gather("a"), gather("b")
+	followUp := func() {
+		t.Helper()
+		for _, s := range servers {
+			id := byPath[s.name][len(byPath[s.name])-10:]
+			got := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: path("servers", string(id), "x")})
+			require.Equal(t, s.name+"/x", string(got.Payload), "%v", got.Message)
+			at, err := coap.ReplyFromServer(own[s.name])
+			require.NoError(t, err)
+			got = newClient(t, here, clientAddr, at).ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: path("x")})
+			require.Equal(t, s.name+"/x", string(got.Payload), "%v", got.Message)
+		}
+	}
+	followUp()
+	var kept []struct{ ID string }
+	eventually(t, func() bool {
+		data, err := os.ReadFile(file)
+		return err == nil && json.Unmarshal(data, &kept) == nil && len(kept) == 2 && strings.Count(string(data), `"at"`) == 2 && kept[0].ID != "" && kept[1].ID != ""
+	}, "the file")
+	info, err := os.Stat(file)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	for _, orderly := range []bool{false, true} {
+		if orderly {
+			p.stop()
+		} else {
+			p.kill()
+		}
+		p = serveFile(t, here, p.config)
+		require.EqualValues(t, 2, p.entries("announced servers read")[0]["servers"])
+		followUp()
+	}
+	require.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
+	p.kill()
+	require.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
+	p = serveFile(t, here, p.config)
+	require.Len(t, p.entries("announced servers of before are forgotten"), 1)
+	id := byPath[servers[0].name][len(byPath[servers[0].name])-10:]
+	got := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: path("servers", string(id), "x")})
+	require.Equal(t, coap.CodeOf(4, 4), got.Code)
+	require.Equal(t, "this server is not known here any more; ask its group again", string(got.Payload))
 }
 
 // A server that answers from another port is told apart by Uri-Port (GP-9).

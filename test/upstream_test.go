@@ -18,13 +18,14 @@ import (
 var nextPort atomic.Uint32
 
 // newSocketPorts is a port of 127.0.0.1 that is free now, over UDP and TCP, and
-// so is the next one. It is none that the system chooses for others meanwhile.
+// so is the next one. It is none that the system chooses for others meanwhile, nor one
+// of the 16 that another test has got.
 func newSocketPorts(t *testing.T) int {
 	t.Helper()
-	const first, pairs = 10000, 11000 // below the ephemeral ports
-	begin := uint32(os.Getpid()) * 64
+	const first, runs = 10000, 1400 // below the ephemeral ports
+	begin := uint32(os.Getpid()) * 61
 	for range 100 {
-		port := int(first + 2*((begin+nextPort.Add(1))%pairs))
+		port := int(first + 16*((begin+nextPort.Add(1))%runs))
 		free := true
 		for _, p := range []int{port, port + 1} {
 			at := fmt.Sprintf("127.0.0.1:%d", p)

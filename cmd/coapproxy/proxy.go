@@ -170,6 +170,7 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 	}
 	t.apply()
 	p.started = c
+	p.keepTargets(c.Proxy.ServerTargets, log.Named("reverse"))
 	p.stats.reloads.Last.Store(time.Now().Unix())
 	p.registerGauges()
 	p.registerKeyUse()
@@ -223,6 +224,9 @@ func warnings(c *config.Config, log *zap.Logger) {
 		case len(cl.Networks) > 0:
 			log.Info("every program on this host may use the proxy", zap.String("client", cl.Name))
 		}
+	}
+	if c.Proxy.ServerTargets == "" && slices.ContainsFunc(c.Routes, func(r config.Route) bool { return r.Servers == config.ServersOwnAddress }) {
+		log.Warn("without proxy.server_targets an address of proxy.server_addresses may stand for another server after a restart")
 	}
 	for _, l := range c.Listen {
 		if l.Addr.Addr().IsUnspecified() {

@@ -40,6 +40,7 @@ var atStart = [...]string{
 	"oscore.store",
 	"oscore.options",
 	"proxy.server_addresses",
+	"proxy.server_targets",
 	"limits.reverse_mappings",
 	"limits.reverse_lifetime",
 	"http.http3",

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// targetsPause is how long what has been announced may be missing in its file.
+	targetsPause = time.Second
+	// targetsInterval is how old the file gets, for the times of use in it.
+	targetsInterval = 10 * time.Minute
+)
+
+// keepTargets takes over what the last run has announced as servers, and keeps it in
+// the file from now on (GP-102); empty: nowhere. A file that cannot be used never keeps
+// the proxy from starting.
+func (p *runningProxy) keepTargets(file string, log *zap.Logger) {
+	if file == "" {
+		return
+	}
+	data, err := os.ReadFile(file)
+	if err == nil {
+		var n int
+		if n, err = p.mappings.Restore(data, time.Now()); err == nil {
+			log.Info("announced servers read", zap.String("file", file), zap.Int("servers", n))
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("announced servers of before are forgotten", zap.String("file", file), zap.Error(err))
+	}
+	save := func() {
+		data, err := json.Marshal(p.mappings)
+		if err == nil {
+			err = replaceFile(file, data)
+		}
+		if err != nil {
+			log.Warn("announced servers not kept", zap.String("file", file), zap.Error(err))
+		}
+	}
+	save() // which tells at once whether it can be written
+	p.wg.Go(func() {
+		defer save()
+		ticker := time.NewTicker(targetsInterval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-p.ctx.Done():
+				return
+			case <-ticker.C:
+			case <-p.mappings.Changed():
+				select { // there is more to come
+				case <-p.ctx.Done():
+					return
+				case <-time.After(targetsPause):
+				}
+			}
+			save()
+		}
+	})
+}
+
+// replaceFile replaces a file as a whole by one that only its owner can read.
+func replaceFile(path string, data []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", f.Name(), err)
+	}
+	return os.Rename(f.Name(), path)
+}
