@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -246,7 +247,8 @@ func TestServiceManager(t *testing.T) {
 	without := s
 	without.listen = fmt.Sprintf("- coap+tcp://%v", tcp.Addr())
 	p.reload(without.yaml(group0))
-	require.Regexp(t, `READY=1\n(.*\n)*RELOADING=1\nMONOTONIC_USEC=\d+\n(.*\n)*READY=1`, heard())
+	told := regexp.MustCompile(`READY=1\n(.*\n)*RELOADING=1\nMONOTONIC_USEC=\d+\n(.*\n)*READY=1`)
+	eventually(t, func() bool { return told.MatchString(heard()) }, "for the service manager to be told of the reload")
 	p.reload(s.yaml(group0))
 	require.Equal(t, coap.CodeOf(2, 5), c.ask(get(coap.CON, fmt.Sprintf("coap://%v/y", origin.addr()))).Code)
 

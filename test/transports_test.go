@@ -119,7 +119,7 @@ func (e *everyTransport) carriers(t *testing.T) map[string]carrier {
 	t.Helper()
 	via := func(scheme string) string { return fmt.Sprintf("%s://%v", scheme, e.at[scheme]) }
 	lib := func(program, scheme string, more ...string) carrier {
-		return libcoapCarrier{append([]string{program, "-B", "20", "-P", via(scheme)}, more...), t.TempDir(), here}
+		return libcoapCarrier{append([]string{program, "-B", "90", "-P", via(scheme)}, more...), t.TempDir(), here}
 	}
 	certificate := []string{"-c", e.meter.cert, "-j", e.meter.key, "-C", e.servers.file}
 	stream := func(scheme string, szx int, own uint32) carrier {
