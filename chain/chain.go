@@ -46,6 +46,8 @@ type Hop struct {
 	Addresses []Address
 	// Dialect is the generation of the group options it speaks (GP-127).
 	Dialect exchange.Dialect
+	// Form is how it is told the target of a request; NoForm: as the client did.
+	Form exchange.Form
 	// MaxTimeout bounds the T” it is told at first, Margin is taken off it, both
 	// in seconds; 0: no (GP-97).
 	MaxTimeout, Margin uint32

@@ -29,7 +29,7 @@ func (h *hop) group(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 		}
 	}
 	onward := *r
-	onward.Options = options(r)
+	onward.Options = options(r, h.Form)
 	onward.Confirmable = true // so that nothing is lost on the way, and the next proxy shows that it is there
 	g.request = onward.Clone()
 	g.end.Fire = exchange.FireFunc(func(time.Time) { g.serial.DoAlways(g.timeUp) })

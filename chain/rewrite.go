@@ -13,9 +13,9 @@ import (
 const maxProxyURI = 1034
 
 // options returns the options of a request as the next proxy gets them: with the
-// target in the form in which the client gave it (FP-39). They are sorted and
-// alias those of r.
-func options(r *exchange.Request) message.Options {
+// target in the form in which the client gave it (FP-39), or in the only one that
+// the next proxy understands. They are sorted and alias those of r.
+func options(r *exchange.Request, only exchange.Form) message.Options {
 	if r.Form == exchange.FormServer {
 		return r.Options
 	}
@@ -33,6 +33,9 @@ func options(r *exchange.Request) message.Options {
 		u.Path = nil // the same URI (RFC 7252 §6.5)
 	}
 	form := r.Form
+	if only != exchange.NoForm {
+		form = only
+	}
 	zoned := u.Addr.Zone() != "" // a zone is never in Uri-Host (GP-57)
 	if form == exchange.NoForm || zoned && form != exchange.FormCRI {
 		form = exchange.FormURI

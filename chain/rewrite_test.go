@@ -46,7 +46,7 @@ func TestForms(t *testing.T) {
 		{"too long for Proxy-Cri", exchange.FormCRI, at("198.51.100.7", 5683), long, wire.ProxyScheme, "coap", "198.51.100.7"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := options(&exchange.Request{Form: tt.form, Target: tt.target, Options: tt.options})
+			got := options(&exchange.Request{Form: tt.form, Target: tt.target, Options: tt.options}, exchange.NoForm)
 			for i := 1; i < len(got); i++ {
 				require.LessOrEqual(t, got[i-1].ID, got[i].ID)
 			}
@@ -99,7 +99,7 @@ func TestWrittenURI(t *testing.T) {
 	given := message.Options{{ID: wire.URIPath, Value: []byte("a/b")}, {ID: wire.URIQuery, Value: []byte("q=1+2")}, {ID: wire.ProxyURI, Value: []byte(written)}}
 	for form, want := range map[exchange.Form]message.OptionID{exchange.FormURI: wire.ProxyURI, exchange.NoForm: wire.ProxyURI,
 		exchange.FormCRI: wire.ProxyCRI, exchange.FormScheme: wire.ProxyScheme} {
-		got := options(&exchange.Request{Form: form, Target: target, Options: given})
+		got := options(&exchange.Request{Form: form, Target: target, Options: given}, exchange.NoForm)
 		named := 0
 		for _, o := range got {
 			switch o.ID {
@@ -115,6 +115,21 @@ func TestWrittenURI(t *testing.T) {
 			require.False(t, wire.Has(got, wire.URIPath) || wire.Has(got, wire.URIQuery))
 		}
 	}
+}
+
+// A next proxy that understands one form alone gets that, but for a target that a
+// server behind it announced.
+func TestOnlyForm(t *testing.T) {
+	given := message.Options{{ID: wire.URIPath, Value: []byte("a")}}
+	for _, form := range []exchange.Form{exchange.NoForm, exchange.FormURI, exchange.FormCRI, exchange.FormScheme, exchange.FormSchemeNumber} {
+		r := &exchange.Request{Form: form, Target: at("198.51.100.7", 61616), Options: given}
+		got := options(r, exchange.FormScheme)
+		require.Equal(t, message.Options{{ID: wire.URIHost, Value: []byte("198.51.100.7")}, {ID: wire.URIPort, Value: []byte{0xf0, 0xb0}},
+			{ID: wire.URIPath, Value: []byte("a")}, {ID: wire.ProxyScheme, Value: []byte("coap")}}, got)
+		got = options(r, exchange.FormURI)
+		require.Equal(t, message.Options{{ID: wire.ProxyURI, Value: []byte("coap://198.51.100.7:61616/a")}}, got)
+	}
+	require.Equal(t, given, options(&exchange.Request{Form: exchange.FormServer, Options: given}, exchange.FormURI))
 }
 
 func at(addr string, port uint16) exchange.Target {

@@ -16,7 +16,7 @@ import (
 // single carries out a request for one server.
 func (h *hop) single(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	onward := *r
-	onward.Options = options(r)
+	onward.Options = options(r, h.Form)
 	onward.Timeout = exchange.Timeout{} // a server has one response
 	onward.Confirmable = true           // so that the next proxy shows that it is there
 	asServer := r.Form == exchange.FormServer

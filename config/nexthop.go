@@ -28,6 +28,8 @@ type NextHop struct {
 	// Dialect is the generation of the group options that the next proxy speaks
 	// (GP-127): draft-07 or legacy.
 	Dialect Dialect `yaml:"dialect"`
+	// Form is how the target of a request is named to the next proxy (FP-39).
+	Form TargetForm `yaml:"form"`
 	// MaxTimeout is the longest Multicast-Timeout that the next proxy is given, in
 	// whole seconds, unless it asks for more itself (GP-97); 0: no such limit.
 	MaxTimeout time.Duration `yaml:"max_timeout"`
@@ -45,10 +47,21 @@ type NextHop struct {
 	NStart int `yaml:"nstart"`
 }
 
+// TargetForm is how a proxy is told the target of a request.
+type TargetForm string
+
+// The forms: as the client has it, or one that the next proxy understands best.
+const (
+	FormClient      TargetForm = "client"
+	FormProxyURI    TargetForm = "proxy-uri"
+	FormProxyScheme TargetForm = "proxy-scheme"
+)
+
 // DefaultNextHop returns an entry without name, URI and targets.
 func DefaultNextHop() NextHop {
 	return NextHop{
 		Dialect:    DialectDraft07, // GP-127
+		Form:       FormClient,     // FP-39
 		MaxTimeout: 0,              // GP-97
 		Margin:     0,              // GP-94
 		Timeout:    10 * time.Second,
@@ -293,6 +306,7 @@ func (v *validator) nextHops() {
 		unique(v, key+".targets", h.Targets)
 		unique(v, key+".except", h.Except)
 		oneOf(v, key+".dialect", h.Dialect, DialectDraft07, DialectLegacy) // GP-127
+		oneOf(v, key+".form", h.Form, FormClient, FormProxyURI, FormProxyScheme)
 		if h.MaxTimeout != 0 {
 			wholeSeconds(v, key+".max_timeout", h.MaxTimeout, time.Second, maxTimeout)
 		}

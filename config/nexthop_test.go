@@ -29,6 +29,7 @@ next_hop:
   targets: ["coap://[ff05::]/16", "coap://198.51.100.0/24:*", "coap://boiler.example:7", "coap://*.floor2.example:*", "coaps://*:*"]
   except: ["coap://198.51.100.7:*"]
   dialect: legacy
+  form: proxy-scheme
   max_timeout: 30s
   margin: 2
   timeout: 5s
@@ -50,6 +51,8 @@ func TestNextHop(t *testing.T) {
 	require.Equal(t, config.HopURI{Scheme: "coaps+tcp", HostPort: config.HostPort{Host: "proxy.example", Port: 5684}}, h.Backup)
 	require.Equal(t, "coap+ws://[2001:db8::9]:8080", c.NextHop[1].URI.String())
 	require.Equal(t, config.DialectLegacy, h.Dialect)
+	require.Equal(t, config.FormProxyScheme, h.Form)
+	require.Equal(t, config.FormClient, c.NextHop[1].Form)
 	require.Equal(t, []time.Duration{30 * time.Second, 2 * time.Second, 5 * time.Second, 2 * time.Minute},
 		[]time.Duration{h.MaxTimeout, h.Margin, h.Timeout, h.RetryMax})
 	require.Equal(t, 10*time.Second, c.NextHop[1].Timeout)
@@ -107,6 +110,7 @@ next_hop:
   backup: coap://192.0.2.1
   targets: ["*", "*"]
   dialect: both
+  form: cri
   max_timeout: 1500ms
   margin: 2h
   timeout: 1ms
@@ -141,14 +145,15 @@ c.yaml:12: next_hop[2].backup: coap://192.0.2.1:5683 is this proxy itself; write
 c.yaml:12: next_hop[2].backup: the same as uri; write another proxy, or remove it
 c.yaml:13: next_hop[2].targets[1]: same as next_hop[2].targets[0] in line 13; remove one of them
 c.yaml:14: next_hop[2].dialect: both is not a known value; write draft-07 or legacy
-c.yaml:15: next_hop[2].max_timeout: 1.5s is not a whole number of seconds; write e.g. 2s
-c.yaml:16: next_hop[2].margin: 2h is out of range; write a value from 0s to 1m
-c.yaml:17: next_hop[2].timeout: 1ms is out of range; write a value from 1s to 5m
-c.yaml:18: next_hop[2].retry_max: 0s is out of range; write a value from 1s to 1h
-c.yaml:19: next_hop[2].nstart: 0 is out of range; write a value from 1 to 65536
-c.yaml:21: next_hop[3].uri: ff05::1 is not the address of a proxy; write e.g. coap://192.0.2.9
-c.yaml:22: next_hop[3].backup: fe80::1 needs its interface; write e.g. coap://[fe80::9%eth0]
-c.yaml:25: next_hop[4].uri: 192.0.2.9 has no scheme; write e.g. coap://192.0.2.9, coaps://proxy.example or coap+tcp://[2001:db8::9]:5683
-c.yaml:27: next_hop[4].backup: 0 is not the port of a proxy; write a port from 1 to 65535
+c.yaml:15: next_hop[2].form: cri is not a known value; write one of client, proxy-uri, proxy-scheme
+c.yaml:16: next_hop[2].max_timeout: 1.5s is not a whole number of seconds; write e.g. 2s
+c.yaml:17: next_hop[2].margin: 2h is out of range; write a value from 0s to 1m
+c.yaml:18: next_hop[2].timeout: 1ms is out of range; write a value from 1s to 5m
+c.yaml:19: next_hop[2].retry_max: 0s is out of range; write a value from 1s to 1h
+c.yaml:20: next_hop[2].nstart: 0 is out of range; write a value from 1 to 65536
+c.yaml:22: next_hop[3].uri: ff05::1 is not the address of a proxy; write e.g. coap://192.0.2.9
+c.yaml:23: next_hop[3].backup: fe80::1 needs its interface; write e.g. coap://[fe80::9%eth0]
+c.yaml:26: next_hop[4].uri: 192.0.2.9 has no scheme; write e.g. coap://192.0.2.9, coaps://proxy.example or coap+tcp://[2001:db8::9]:5683
+c.yaml:28: next_hop[4].backup: 0 is not the port of a proxy; write a port from 1 to 65535
 `), err.Error())
 }

@@ -473,3 +473,30 @@ func TestChainWithoutZones(t *testing.T) {
 		require.Equal(t, "sv1/x", string(c.ask(follow(in)).Payload))
 	})
 }
+
+// FP-39: a next hop that understands Proxy-Scheme alone gets that, however the client
+// named the target.
+func TestHopForm(t *testing.T) {
+	t.Parallel()
+	hop := single(t, with("x", aServer))
+	group := netip.AddrPortFrom(group4, 5999)
+	p := startProxy(t, group, settings{groups: fmt.Sprintf("- {name: devices, uri: %q}", "coap://"+group.String()), client: `forward: ["coap://127.0.2.9"]`,
+		top: nextHop("coap://"+hop.addr().String(), ", form: proxy-scheme")})
+	p.waitFor("next hop is up")
+	c := newClient(t, here, clientAddr, p.addr())
+	cri := "\x83\x20\x81\x44\x7f\x00\x02\x09\x81\x61x" // [-1, [127.0.2.9], ["x"]]
+	for i, m := range []*coap.Message{
+		get(coap.CON, "coap://127.0.2.9/x"),
+		{Type: coap.CON, Code: coap.GET, Options: []coap.Option{coap.Opt(coap.ProxyCRI, cri)}},
+		get(coap.NON, groupURI(group, "/x"), timeout(5)),
+	} {
+		require.Equal(t, coap.CodeOf(2, 5), c.gatherN(m, 1)[0].Code)
+		asked := hop.requestsTo("/x")
+		require.Len(t, asked, i+1)
+		in := asked[i]
+		require.False(t, in.Has(coap.ProxyURI) || in.Has(coap.ProxyCRI))
+		require.Equal(t, "coap", string(lastOption(t, in, coap.ProxyScheme).Value))
+		require.Equal(t, map[bool]string{true: group.Addr().String(), false: "127.0.2.9"}[i == 2], string(lastOption(t, in, coap.URIHost).Value))
+		require.True(t, in.Has(coap.URIPort)) // FP-5
+	}
+}

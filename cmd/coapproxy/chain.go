@@ -48,6 +48,12 @@ func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generat
 		if h.Dialect == config.DialectLegacy {
 			hop.Dialect = exchange.Legacy
 		}
+		switch h.Form {
+		case config.FormProxyURI:
+			hop.Form = exchange.FormURI
+		case config.FormProxyScheme:
+			hop.Form = exchange.FormScheme
+		}
 		if h.OSCORE != "" { // OH-102
 			hop.Leg = p.towards(h.OSCORE, servers.single)
 			hop.Whole = blockwise.NewUpstream(hop.Leg, maxBody)
