@@ -32,6 +32,7 @@ type settings struct {
 	timeout  time.Duration // a request without a response for so long is lost
 	once     bool          // fill every window once, all at the same time, and end
 	warm     int           // endpoints that ask once before the clock starts
+	observe  bool          // what they ask for is to observe
 }
 
 func main() {
@@ -48,6 +49,7 @@ func main() {
 	flag.DurationVar(&s.timeout, "timeout", time.Second, "give a request up after this time")
 	flag.BoolVar(&s.once, "once", false, "a burst: every client fills its window once")
 	flag.IntVar(&s.warm, "warm", 0, "first let this many other client endpoints ask once")
+	flag.BoolVar(&s.observe, "observe", false, "the other endpoints of -warm register to observe, each what {client} in the URI makes of its number")
 	flag.Parse()
 	if err := s.check(); err != nil {
 		log.Print(err)

@@ -31,18 +31,19 @@ func warmUp(s *settings) (lost uint64, err error) {
 
 	const batch = 64
 	in, out := make([]ipv4.Message, batch), make([]ipv4.Message, batch)
-	non := *s
-	non.con = false // nobody here would acknowledge a separate response
-	request := non.request(0)
+	request := s.warmRequest(0)
 	for i := range in {
 		in[i].Buffers = [][]byte{make([]byte, 2048)}
-		out[i] = ipv4.Message{Buffers: [][]byte{make([]byte, len(request))}, Addr: net.UDPAddrFromAddrPort(s.to)}
+		out[i] = ipv4.Message{Buffers: [][]byte{nil}, Addr: net.UDPAddrFromAddrPort(s.to)}
 	}
 	for next := 0; next < s.warm; {
 		n := min(batch, s.warm-next)
 		for i := range n {
-			b := out[i].Buffers[0]
-			copy(b, request)
+			if s.observe {
+				request = s.warmRequest(next + i)
+			}
+			b := append(out[i].Buffers[0][:0], request...)
+			out[i].Buffers[0] = b
 			packet.SetID(b, uint16(next+i))
 			packet.SetToken(b, uint32(next+i))
 			from := endpoint(next + i)
@@ -55,7 +56,7 @@ func warmUp(s *settings) (lost uint64, err error) {
 			}
 			done += w
 		}
-		got, err := collect(p, in, uint32(next), n, s.timeout)
+		got, err := collect(p, in, uint32(next), n, s)
 		if err != nil {
 			return 0, err
 		}
@@ -65,11 +66,23 @@ func warmUp(s *settings) (lost uint64, err error) {
 	return lost, nil
 }
 
+// warmRequest is what the endpoint asks. It is non-confirmable: nobody here would acknowledge a separate response.
+func (s *settings) warmRequest(client int) []byte {
+	if !s.observe {
+		non := *s
+		non.con = false
+		return non.request(0)
+	}
+	b := packet.AppendHeader(nil, packet.NON, packet.GET, 0, make([]byte, packet.TokenLen))
+	return packet.AppendOption(packet.AppendOption(b, 0, packet.Observe, nil), packet.Observe, packet.ProxyURI, []byte(s.target(client)))
+}
+
 func endpoint(i int) [4]byte { return [4]byte{127, 2 + byte(i>>16), byte(i >> 8), byte(i)} }
 
-// collect reads until the n Tokens from first have been answered or the time is up.
-func collect(p *ipv4.PacketConn, in []ipv4.Message, first uint32, n int, timeout time.Duration) (got int, err error) {
-	if err := p.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+// collect reads until the n Tokens from first have been answered, with notifications if that was wanted, or the
+// time is up.
+func collect(p *ipv4.PacketConn, in []ipv4.Message, first uint32, n int, s *settings) (got int, err error) {
+	if err := p.SetReadDeadline(time.Now().Add(s.timeout)); err != nil {
 		return 0, err
 	}
 	answered := make([]bool, n)
@@ -83,7 +96,8 @@ func collect(p *ipv4.PacketConn, in []ipv4.Message, first uint32, n int, timeout
 		}
 		for _, m := range in[:k] {
 			h, ok := packet.Parse(m.Buffers[0][:m.N])
-			if !ok || h.Code == packet.Empty || len(h.Token) != packet.TokenLen {
+			if !ok || h.Code == packet.Empty || len(h.Token) != packet.TokenLen ||
+				s.observe && packet.FirstOption(m.Buffers[0][:m.N]) != packet.Observe {
 				continue
 			}
 			if i := binary.BigEndian.Uint32(h.Token) - first; i < uint32(n) && !answered[i] {

@@ -1,6 +1,6 @@
 // Command origin is a CoAP server that answers every request at once with 2.05 and 16 bytes, as fast as one
 // goroutine can: a non-confirmable request with a non-confirmable response, a confirmable one in its
-// acknowledgement. A request whose message ends in "stats", such as GET /stats, is answered with the number
+// acknowledgement. A registration to observe gets a notification, and no second one. A request whose message ends in "stats", such as GET /stats, is answered with the number
 // of other requests so far and not counted.
 package main
 
@@ -59,6 +59,7 @@ func main() {
 // An origin makes responses.
 type origin struct {
 	tail     []byte // options and payload of every response
+	notice   []byte // the same of a notification
 	id       uint16 // the last Message ID used
 	requests atomic.Uint64
 }
@@ -68,9 +69,10 @@ func newOrigin(maxAge byte) *origin {
 	if maxAge == 0 {
 		value = nil
 	}
+	const payload = "\xff0123456789abcdef"
 	tail := packet.AppendOption(nil, 0, packet.MaxAge, value)
-	tail = append(tail, 0xff)
-	return &origin{tail: append(tail, "0123456789abcdef"...)}
+	notice := packet.AppendOption(packet.AppendOption(nil, 0, packet.Observe, []byte{1}), packet.Observe, packet.MaxAge, value)
+	return &origin{tail: append(tail, payload...), notice: append(notice, payload...)}
 }
 
 // serve answers requests until reading fails.
@@ -126,6 +128,9 @@ func (o *origin) answer(b, message []byte) []byte {
 		return strconv.AppendUint(append(b, 0xff), o.requests.Load(), 10)
 	}
 	o.requests.Add(1)
+	if packet.FirstOption(message) == packet.Observe { // nobody here ends an observation
+		return append(b, o.notice...)
+	}
 	return append(b, o.tail...)
 }
 

@@ -50,6 +50,18 @@ func TestAnswer(t *testing.T) {
 	require.Empty(t, o.answer(nil, []byte("stats")))
 }
 
+func TestNotification(t *testing.T) {
+	registration := packet.AppendOption(packet.AppendHeader(nil, packet.NON, packet.GET, 1, nil), 0, packet.Observe, nil)
+	m := decode(t, newOrigin(60).answer(nil, registration))
+	observe, err := m.Options.GetUint32(message.Observe)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, observe)
+	maxAge, err := m.Options.GetUint32(message.MaxAge)
+	require.NoError(t, err)
+	require.EqualValues(t, 60, maxAge)
+	require.Len(t, m.Payload, 16)
+}
+
 func TestMaxAge(t *testing.T) {
 	m := decode(t, newOrigin(60).answer(nil, packet.AppendHeader(nil, packet.NON, packet.GET, 1, nil)))
 	maxAge, err := m.Options.GetUint32(message.MaxAge)

@@ -12,7 +12,7 @@ const nstart = 4096
 
 // writeConfig writes a configuration for the benchmark: everybody on the loopback may do what the load does, and
 // no limit made for the real world stands in its way.
-func writeConfig(file string, sc *scenario, listen, source netip.AddrPort) error {
+func writeConfig(file string, sc *scenario, listen, source, private netip.AddrPort) error {
 	limit := nstart
 	if sc.nstart > 0 {
 		limit = sc.nstart
@@ -25,6 +25,10 @@ func writeConfig(file string, sc *scenario, listen, source netip.AddrPort) error
 	if sc.http {
 		listeners = fmt.Sprintf("  - coap://127.0.0.1:0\n  - http://%v\n", listen)
 	}
+	metrics := ""
+	if sc.observers > 0 {
+		metrics = fmt.Sprintf("metrics: {listen: %q, pprof: true}\n", private)
+	}
 	text := fmt.Sprintf(`listen:
 %[1]sclients:
   - name: load
@@ -32,6 +36,7 @@ func writeConfig(file string, sc *scenario, listen, source netip.AddrPort) error
     groups: [bench]
     forward: ["coap://127.0.0.1:*"]
     max_exchanges: 65536
+    max_observations: 65536
 groups:
   - name: bench
     uri: coap://%[2]v
@@ -55,9 +60,10 @@ limits:
     - target: 127.0.0.1:%[4]d
       nstart: %[3]d
   upstream_queue: 65536
+  observations: 65536
   grace: 0s
 log:
   level: warn
-`, listeners, group, limit, source.Port(), sc.cache)
+%[6]s`, listeners, group, limit, source.Port(), sc.cache, metrics)
 	return os.WriteFile(file, []byte(text), 0o600)
 }

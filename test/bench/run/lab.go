@@ -37,12 +37,16 @@ type lab struct {
 	binary   string // coapproxy
 	duration time.Duration
 	clients  int
+	private  netip.AddrPort // where coapproxy tells of itself
 }
 
 // measure measures one contender in one scenario.
 func (l *lab) measure(ctx context.Context, sc *scenario, contender string) (s sample, err error) {
 	listen, err := freePort()
 	if err != nil {
+		return s, err
+	}
+	if l.private, err = freePort(); err != nil {
 		return s, err
 	}
 	// Where responses come from: the origin, or, in a group scenario, the members, which the load brings along.
@@ -82,6 +86,9 @@ func (l *lab) measureProxy(ctx context.Context, sc *scenario, contender string, 
 		return s, err
 	}
 	defer proxy.stop()
+	if sc.observers > 0 {
+		return l.register(ctx, sc, proxy, listen, source)
+	}
 	if sc.warm > 0 {
 		var warm measure.Load
 		err := l.run(ctx, &warm, "load", "-to", listen.String(), "-uri", "coap://"+source.String()+"/x", "-warm", strconv.Itoa(sc.warm), "-duration", "1ms")
@@ -130,7 +137,7 @@ func (l *lab) command(sc *scenario, contender string, listen, source netip.AddrP
 		return []string{libcoapServer, "-A", listen.Addr().String(), "-p", strconv.Itoa(int(listen.Port())), "-P", ",px"}, nil
 	case subject:
 		file := filepath.Join(l.dir, "config.yaml")
-		return []string{l.binary, "serve", "--config", file}, writeConfig(file, sc, listen, source)
+		return []string{l.binary, "serve", "--config", file}, writeConfig(file, sc, listen, source, l.private)
 	case nullBatched:
 		batch = "64"
 	}

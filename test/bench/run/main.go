@@ -42,10 +42,10 @@ func main() {
 	flag.DurationVar(&o.duration, "duration", 3*time.Second, "how long each measurement takes")
 	flag.IntVar(&o.clients, "clients", 32, "clients of the unicast scenarios, each with one request under way")
 	flag.StringVar(&o.binary, "binary", "", "measure this coapproxy `file` instead of building ./cmd/coapproxy")
-	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, crowd, burst, cache, http, warm (default non,con,group,cache)", func(s string) error {
+	flag.Func("only", "measure only these `scenarios`, separated by commas, out of non, con, group, crowd, burst, cache, http, warm, observers (default non,con,group,cache)", func(s string) error {
 		o.only = strings.Split(s, ",")
 		for _, name := range o.only {
-			if !slices.Contains([]string{"non", "con", "group", "crowd", "burst", "cache", "http", "warm"}, name) {
+			if !slices.Contains([]string{"non", "con", "group", "crowd", "burst", "cache", "http", "warm", "observers"}, name) {
 				return fmt.Errorf("there is no scenario %q", name)
 			}
 		}

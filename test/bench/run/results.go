@@ -18,8 +18,10 @@ type sample struct {
 	lost       uint64
 	errors     uint64 // responses that were not the expected ones
 	duplicates uint64
-	late       uint64 // responses after T'
-	origin     uint64 // requests that reached the origin
+	late       uint64  // responses after T'
+	origin     uint64  // requests that reached the origin
+	grown      float64 // bytes of RSS per idle observer
+	heap       float64 // bytes of the live heap per idle observer
 }
 
 func (s sample) String() string {

@@ -102,7 +102,7 @@ func TestUnderWay(t *testing.T) {
 func TestConfigIsYAML(t *testing.T) {
 	for _, source := range []string{"127.0.0.1:4000", "224.0.1.187:4000"} {
 		file := filepath.Join(t.TempDir(), "config.yaml")
-		require.NoError(t, writeConfig(file, &scenario{cache: true}, netip.MustParseAddrPort("127.0.0.1:5683"), netip.MustParseAddrPort(source)))
+		require.NoError(t, writeConfig(file, &scenario{cache: true}, netip.MustParseAddrPort("127.0.0.1:5683"), netip.MustParseAddrPort(source), netip.AddrPort{}))
 		b, err := os.ReadFile(file)
 		require.NoError(t, err)
 		var c struct {

@@ -31,6 +31,10 @@ type scenario struct {
 	warm       int      // client endpoints that have asked before
 	http       bool     // the clients speak HTTP/1.1
 
+	// observers register after as many endpoints have asked once; each observes something else if own is set.
+	observers int
+	own       bool
+
 	members int // of the group; 0 for a unicast scenario
 	crowd   int // clients that ask the group all the time; 0: as many as groupFlow needs
 	nstart  int // of the group and the origin; 0: high enough not to matter
@@ -115,6 +119,10 @@ func scenarios(o *options) []*scenario {
 			},
 		}},
 		"warm": {},
+		"observers": {
+			observersScenario("observers", fmt.Sprintf("%d idle observers of one resource", idleObservers), false),
+			observersScenario("observers-own", fmt.Sprintf("%d idle observers, each of a resource of its own", idleObservers), true),
+		},
 	}
 	for _, n := range []int{3_000, 100_000} {
 		name := "warm-" + strconv.Itoa(n)

@@ -23,6 +23,7 @@ const (
 // Option numbers the tools send.
 const (
 	MulticastTimeout = 2
+	Observe          = 6
 	URIPath          = 11
 	MaxAge           = 14
 	URIQuery         = 15
@@ -76,6 +77,18 @@ func nibble(n int) (nib byte, ext []byte) {
 		return byte(n), nil
 	}
 	return 13, []byte{byte(n - 13)}
+}
+
+// FirstOption is the number of a message's first option, of those up to 12; 0 when it has none such.
+func FirstOption(message []byte) int {
+	h, ok := Parse(message)
+	if !ok || len(message) <= 4+len(h.Token) {
+		return 0
+	}
+	if delta := message[4+len(h.Token)] >> 4; delta < 13 {
+		return int(delta)
+	}
+	return 0
 }
 
 // SetID writes a Message ID into a message.

@@ -38,6 +38,15 @@ func TestRequestDecodes(t *testing.T) {
 	require.Equal(t, uri, string(m.Options[3].Value))
 }
 
+func TestFirstOption(t *testing.T) {
+	header := AppendHeader(nil, NON, GET, 7, make([]byte, TokenLen))
+	require.Zero(t, FirstOption(header))
+	require.Zero(t, FirstOption(header[:3]))
+	require.Equal(t, Observe, FirstOption(AppendOption(header, 0, Observe, nil)))
+	require.Zero(t, FirstOption(AppendOption(header, 0, ProxyURI, []byte("coap://x"))))
+	require.Zero(t, FirstOption(append(header, 0xff, 1)))
+}
+
 func TestParse(t *testing.T) {
 	h, ok := Parse(AppendHeader(nil, ACK, Content, 0x1234, []byte{0, 0, 1, 2}))
 	require.True(t, ok)
