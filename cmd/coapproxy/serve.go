@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,9 +49,6 @@ func runServe(ctx context.Context, io stdio, args []string) int {
 	return (&service{file: *file, log: log, level: level}).run(ctx, c)
 }
 
-// gcPercent trades memory for less work: the heap is small and short-lived.
-const gcPercent = 200
-
 // service is the subcommand serve at work.
 type service struct {
 	file    string
@@ -65,9 +61,6 @@ type service struct {
 
 // run runs the proxy until ctx ends.
 func (s *service) run(ctx context.Context, c *config.Config) int {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP) // before "ready": from then on they may come
 	defer signal.Stop(signals)
