@@ -34,8 +34,8 @@ func (s *shared) begin(u *subscriber) {
 	c := s.cache
 	now := time.Now()
 	c.mu.Lock()
-	latest := make([]*entry, 0, len(s.heard))
-	for _, e := range s.heard {
+	latest := make([]*entry, 0, s.heard.len())
+	for e := range s.heard.all() {
 		if e != nil && e.fresh(now) {
 			latest = append(latest, e)
 		}
@@ -93,7 +93,7 @@ func margin(timeout time.Duration) time.Duration {
 func (s *shared) answered(e *entry) bool {
 	s.cache.mu.Lock()
 	defer s.cache.mu.Unlock()
-	_, ok := s.heard[e.server]
+	_, ok := s.heard.of(e.server)
 	return ok
 }
 
@@ -162,7 +162,7 @@ func (s *shared) release(u *subscriber, now time.Time) {
 	u.held = u.held[1:]
 	c := s.cache
 	c.mu.Lock()
-	_, overtaken := s.heard[e.server]
+	_, overtaken := s.heard.of(e.server)
 	if current := c.store.get(e.key); current != nil {
 		e = current // by unicast meanwhile
 	}

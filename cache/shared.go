@@ -49,7 +49,7 @@ type shared struct {
 	closed      bool // takes no further subscriber
 	abandoned   bool // nobody is left
 	unstored    bool // a response was relayed that a late one could not get
-	heard       map[netip.AddrPort]*entry
+	heard       latest
 	until       time.Time // end of the upstream exchange of a group
 
 	// Touched by what serial runs.
@@ -103,7 +103,7 @@ func (s *shared) admits(a *scratch, r *exchange.Request, now time.Time) bool {
 	if s.closed || s.unstored || !bytes.Equal(s.flight, a.flight) {
 		return false
 	}
-	if s.observe && len(s.heard) > 0 {
+	if s.observe && s.heard.len() > 0 {
 		// What matters for a first response no longer does.
 		if _, ok := s.upstream.(exchange.Renewer); ok {
 			return true
@@ -112,7 +112,7 @@ func (s *shared) admits(a *scratch, r *exchange.Request, now time.Time) bool {
 		a.onward && a.hopLimit != s.hopLimit { // it may be the same request, that came round (FP-52)
 		return false
 	}
-	for _, e := range s.heard { // GC-82, GP-68
+	for e := range s.heard.all() { // GC-82, GP-68
 		if e == nil || !e.fresh(now) {
 			return false
 		}
@@ -125,7 +125,7 @@ func (s *shared) admits(a *scratch, r *exchange.Request, now time.Time) bool {
 // Called under Cache.mu.
 func (s *shared) renewal(now time.Time) func() {
 	if s.observe {
-		for _, e := range s.heard {
+		for e := range s.heard.all() {
 			if upstream, ok := s.upstream.(exchange.Renewer); ok && (e == nil || !e.fresh(now)) {
 				return upstream.Renew
 			}
@@ -265,7 +265,7 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	var got outcome
 	old := c.store.get(key)
 	if c.config.ObserveOnly {
-		old = s.heard[server]
+		old, _ = s.heard.of(server)
 	}
 	switch {
 	case s.group != nil && !server.IsValid(): // the proxy's own, or a next hop's
@@ -343,17 +343,14 @@ func (s *shared) remember(server netip.AddrPort, e *entry, p *exchange.Response)
 	if s.group != nil && server.IsValid() {
 		s.cache.hear(s.group, server)
 	}
-	if s.heard == nil {
-		s.heard = make(map[netip.AddrPort]*entry)
-	}
-	if _, again := s.heard[server]; !again && len(s.heard) >= s.cache.config.MaxHeard {
+	switch _, again := s.heard.of(server); {
+	case !again && s.heard.len() >= s.cache.config.MaxHeard:
 		s.unstored = true
 		return
-	}
-	if _, again := s.heard[server]; again && !s.observe {
+	case again && !s.observe:
 		s.unstored = true // only the latest response of a server is stored
 	}
-	s.heard[server] = e
+	s.heard.set(server, e)
 }
 
 // keyOf is the cache key of a server; valid until the next call.

@@ -319,12 +319,12 @@ type request struct {
 	problem    bool
 	outcome    outcome
 	allowance  *allowance
-	target     exchange.Target // for the log
+	target     located // for the log
 	client     *exchange.Identity
 }
 
 // Locate implements exchange.Locator.
-func (x *request) Locate(t *exchange.Target) { x.target = *t }
+func (x *request) Locate(t *exchange.Target) { x.target = located{t.Scheme, t.Host, t.Addr} }
 
 // Respond implements exchange.Sink.
 func (x *request) Respond(p *exchange.Response) exchange.Verdict {
@@ -373,7 +373,7 @@ func (x *request) send(p *exchange.Response) {
 }
 
 // fail logs and counts a failure and makes its response.
-func (f *Front) fail(id uint64, peer netip.AddrPort, client *exchange.Identity, target *exchange.Target, err error, problem bool) *exchange.Response {
+func (f *Front) fail(id uint64, peer netip.AddrPort, client *exchange.Identity, target *located, err error, problem bool) *exchange.Response {
 	failure := exchange.AsFailure(err)
 	f.Stats.Failures[failure.Reason].Add(1)
 	write := f.Log.Info
@@ -389,10 +389,21 @@ func (f *Front) fail(id uint64, peer netip.AddrPort, client *exchange.Identity, 
 	return p
 }
 
+// located is what a log tells of where a request goes.
+type located struct {
+	scheme, host string
+	addr         netip.AddrPort
+}
+
+// String implements fmt.Stringer.
+func (l located) String() string {
+	return exchange.Target{Scheme: l.scheme, Host: l.host, Addr: l.addr}.String()
+}
+
 // targetField names the target of a failure in the log, or what the client asked for
 // where that is none.
-func targetField(target *exchange.Target, failure *exchange.Failure) zap.Field {
-	if target.Scheme == "" && failure.Asked != "" {
+func targetField(target *located, failure *exchange.Failure) zap.Field {
+	if target.scheme == "" && failure.Asked != "" {
 		return zap.String("target", failure.Asked)
 	}
 	return zap.Stringer("target", *target)

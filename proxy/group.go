@@ -47,7 +47,7 @@ type groupRequest struct {
 
 	watched relayedIDs // NON responses that a RST may name
 
-	target exchange.Target // for the log
+	target located // for the log
 	client *exchange.Identity
 
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
@@ -57,7 +57,7 @@ type groupRequest struct {
 }
 
 // Locate implements exchange.Locator.
-func (x *groupRequest) Locate(t *exchange.Target) { x.target = *t }
+func (x *groupRequest) Locate(t *exchange.Target) { x.target = located{t.Scheme, t.Host, t.Addr} }
 
 // stopEarly looks a request up among the running group exchanges before
 // anything else is done with it. It reports whether that settled the request.
@@ -232,7 +232,7 @@ func (x *groupRequest) End(err error) {
 		x.in.Finish() // GP-34, GP-38, GP-42
 	}
 	if ce := f.Log.Check(zap.DebugLevel, "group exchange ended"); ce != nil {
-		ce.Write(zap.Uint64("exchange", x.id), zap.Stringer("target", &x.target), zap.Int("relayed", x.relayed), zap.NamedError("why", err))
+		ce.Write(zap.Uint64("exchange", x.id), zap.Stringer("target", x.target), zap.Int("relayed", x.relayed), zap.NamedError("why", err))
 	}
 	if x.counted {
 		f.Stats.Running.Add(-1)

@@ -27,7 +27,7 @@ type observation struct {
 	key        clientToken
 	id         uint64
 	client     *exchange.Identity
-	target     exchange.Target // for the log
+	target     located // for the log
 	noResponse uint32
 	problem    bool
 
@@ -127,7 +127,7 @@ func (f *Front) observe(rx *endpoint.Reception, m *wire.Message, r *exchange.Req
 		x.sequence, x.pause = old.sequence, old.pause
 		old.mu.Unlock()
 	}
-	x.deadline.Fire = exchange.FireFunc(x.due)
+	x.deadline.Fire = x
 	x.in.Accept(rx, m)
 	cancel := next.Exchange(r, x)
 	f.mu.Lock()
@@ -143,7 +143,7 @@ func (f *Front) observe(rx *endpoint.Reception, m *wire.Message, r *exchange.Req
 }
 
 // Locate implements exchange.Locator.
-func (x *observation) Locate(t *exchange.Target) { x.target = *t }
+func (x *observation) Locate(t *exchange.Target) { x.target = located{t.Scheme, t.Host, t.Addr} }
 
 // Respond implements exchange.Sink.
 func (x *observation) Respond(p *exchange.Response) exchange.Verdict {
@@ -224,7 +224,7 @@ func (x *observation) register(p *exchange.Response) {
 	if separate {
 		x.sent, x.watched, x.unconfirmed = id, true, x.in.Confirmable
 	}
-	f.Log.Debug("observation", zap.Uint64("exchange", x.id), zap.Stringer("client", x.in.Peer.Addr), zap.Stringer("target", &x.target))
+	f.Log.Debug("observation", zap.Uint64("exchange", x.id), zap.Stringer("client", x.in.Peer.Addr), zap.Stringer("target", x.target))
 	x.plan(now)
 }
 
@@ -351,8 +351,9 @@ func (x *observation) plan(now time.Time) {
 	x.front.Engine.Schedule(&x.deadline, at)
 }
 
-// due sends what waits, or asks for something to send (FP-68).
-func (x *observation) due(now time.Time) {
+// Fire implements exchange.Firer: it sends what waits, or asks for something to send
+// (FP-68).
+func (x *observation) Fire(now time.Time) {
 	x.mu.Lock()
 	if x.closed || x.unconfirmed {
 		x.mu.Unlock()
