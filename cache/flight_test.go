@@ -80,3 +80,23 @@ func TestCancelFromInsideRespond(t *testing.T) {
 		require.Equal(t, "at once", string(x.ask(get("a")).one().Payload))
 	})
 }
+
+// FP-52: what comes with another Hop-Limit and goes to a next proxy may be the same
+// request that has come round, and would wait for itself.
+func TestRequestsThatCameRoundAreNotShared(t *testing.T) {
+	run(t, nil, func(x *fixture) {
+		ask := func(hops byte) {
+			r := get("t", option(wire.HopLimit, string([]byte{hops})))
+			r.Target.NextHop = "next"
+			x.ask(r)
+		}
+		ask(9)
+		ask(9)
+		require.Len(t, x.origin.calls, 1, "the same is shared")
+		ask(7)
+		require.Len(t, x.origin.calls, 2)
+		for _, k := range x.origin.calls {
+			k.end(nil)
+		}
+	})
+}

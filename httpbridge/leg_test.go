@@ -354,8 +354,8 @@ func TestLegErrors(t *testing.T) {
 	require.Equal(t, "HTTP 404 Not Found", string(o.ask(codes.GET, "/", "").Payload))
 }
 
-// HC-34: redirections are followed only where that is permitted, and only for
-// reading.
+// HC-33, HC-34: redirections are followed only where that is permitted, so often, and
+// only for reading.
 func TestLegRedirects(t *testing.T) {
 	serve := func(o *origin) {
 		o.handle = func(w http.ResponseWriter, r *http.Request) {
