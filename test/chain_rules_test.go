@@ -114,6 +114,16 @@ func TestChainGroupETag(t *testing.T) {
 	newer := tagOf()
 	require.NotEqual(t, tag, newer)
 	require.Equal(t, coap.CodeOf(2, 3), c.ask(get(coap.CON, uri, timeout(30), coap.Option{Number: coap.GroupETag, Value: newer})).Code)
+
+	// Who wants to observe is registered, also where it knows the set already: one 2.03
+	// for all of them could register nobody.
+	again := newClient(t, here, clientAddr, proxies[0].addr())
+	for _, in := range again.gatherN(observe(coap.NON, uri, timeout(30), coap.Option{Number: coap.GroupETag, Value: newer}), len(servers)) {
+		require.Equal(t, coap.CodeOf(2, 5), in.Code)
+		require.True(t, in.Has(coap.Observe))
+	}
+	o.set(servers[0], "after")
+	require.Equal(t, "member1 after", string(again.expect().Payload))
 }
 
 // GC-50, GC-51: a client that asks a group for blocks gets the first of each server,
