@@ -67,10 +67,13 @@ func TestChain(t *testing.T) {
 			require.Equal(t, kind, in.Type)
 		}
 	}
-	for i, p := range proxies[:2] {
-		for _, e := range p.entries("next hop")[1:] {
-			require.EqualValues(t, 5-i, e["asked"])
-			require.EqualValues(t, 4-i, e["told"]) // GP-94, GP-95
+	for request := range 2 { // GP-94, GP-95; the round trip can be more than a second on a machine that is slow
+		left := any(5.0)
+		for _, p := range proxies[:2] {
+			e := p.entries("next hop")[1+request]
+			require.Equal(t, left, e["asked"])
+			require.Less(t, e["told"], e["asked"])
+			left = e["told"]
 		}
 	}
 	// GP-117: the follow-up goes the way the response came, by Proxy-Cri.
@@ -383,7 +386,7 @@ func TestChainImpaired(t *testing.T) {
 		}
 		require.Greater(t, heard, 8, "of 24 responses, each with four lossy links of which two are confirmable")
 		for _, e := range proxies[0].entries("next hop")[1:] {
-			require.EqualValues(t, 3, e["told"])
+			require.LessOrEqual(t, e["told"], 3.0)
 		}
 	})
 }
