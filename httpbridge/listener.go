@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"go.uber.org/zap"
 )
@@ -183,12 +182,16 @@ func (l *Listener) Serve(ctx context.Context) error {
 		run(func() error { return s.h2.Serve(h2) })
 	}
 	run(func() error { return l.accept(ctx, &wg, h1, h2) })
+	over, cut := context.WithCancel(context.Background()) //nolint:contextcheck // it ends after the other
+	defer cut()
 	if s.h3 != nil {
-		run(func() error { return l.serveQUIC(ctx, s.h3) })
+		run(func() error { return l.serveQUIC(ctx, over, s.h3) })
 	}
 	<-ctx.Done()
 	_ = l.tcp.Close()
-	s.stop(l.config.Grace) //nolint:contextcheck // the context has ended
+	timer := time.AfterFunc(l.config.Grace, cut)
+	defer timer.Stop()
+	s.stop(over) //nolint:contextcheck // the context has ended
 	wg.Wait()
 	l.active.Wait()
 	if l.udp != nil {
@@ -251,21 +254,14 @@ func quietLog(l *zap.Logger) *log.Logger {
 	return std
 }
 
-func (s *servers) stop(grace time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
-	defer cancel()
+// stop ends the servers over TCP: gracefully until over ends.
+func (s *servers) stop(over context.Context) {
 	var wg sync.WaitGroup
 	for _, h := range []*http.Server{s.h1, s.h2} {
 		wg.Go(func() {
-			if h.Shutdown(ctx) != nil {
+			if h.Shutdown(over) != nil {
 				_ = h.Close()
 			}
-		})
-	}
-	if s.h3 != nil {
-		wg.Go(func() {
-			_ = s.h3.Shutdown(ctx)
-			_ = s.h3.Close()
 		})
 	}
 	wg.Wait()
@@ -314,42 +310,4 @@ func (l *Listener) handshake(ctx context.Context, c net.Conn, release func(), h1
 		return
 	}
 	h1.give(secureGuard{newGuard(t, l.config.MaxHeader, &l.config.Front.Stats.Malformed, func() {}), t})
-}
-
-// serveQUIC takes QUIC connections. Early data is not accepted at all: replayed,
-// even a GET would make a whole group answer.
-func (l *Listener) serveQUIC(ctx context.Context, s *http3.Server) error {
-	transport := &quic.Transport{Conn: l.udp}
-	defer transport.Close()
-	ln, err := transport.ListenEarly(http3.ConfigureTLSConfig(l.tls), &quic.Config{Allow0RTT: false,
-		HandshakeIdleTimeout: l.config.HeaderTimeout, MaxIdleTimeout: l.config.IdleTimeout,
-		MaxIncomingStreams: int64(l.config.MaxStreams), MaxIncomingUniStreams: 8})
-	if err != nil {
-		return err
-	}
-	defer ln.Close()
-	return s.ServeListener(&quicListener{ln, l})
-}
-
-// quicListener counts connections.
-type quicListener struct {
-	*quic.EarlyListener
-	l *Listener
-}
-
-// Accept implements http3.QUICListener.
-func (q *quicListener) Accept(ctx context.Context) (*quic.Conn, error) {
-	for {
-		c, err := q.EarlyListener.Accept(ctx)
-		if err != nil {
-			return nil, err
-		}
-		release, ok := q.l.conns.take(addrOf(c.RemoteAddr().String()).Addr())
-		if !ok {
-			_ = c.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "too many connections")
-			continue
-		}
-		context.AfterFunc(c.Context(), release) //nolint:contextcheck // as long as the connection lasts
-		return c, nil
-	}
 }
