@@ -582,21 +582,3 @@ func (k *call) fail(err error) {
 	}
 	k.end(f)
 }
-
-// PeerGone implements PeerGoneHandler: the session with a server has ended, so
-// that no response will come any more.
-func (c *Client) PeerGone(e *Endpoint, peer Peer, at time.Time, err error) {
-	var lost []*call
-	c.mu.Lock()
-	for _, k := range c.calls {
-		if k.port == e && k.server.peer.Addr == peer.Addr && !k.begun.After(at) {
-			lost = append(lost, k)
-		}
-	}
-	c.mu.Unlock()
-	for _, k := range lost {
-		if k.open == nil || !k.retries(sessionLost, err) {
-			k.fail(err)
-		}
-	}
-}

@@ -114,9 +114,8 @@ func (c lossySocket) Write(b []byte) (int, error) {
 // from the port of that for noise, is reached from another port.
 func TestDTLSServerRemembers(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
-	config := &piondtls.Config{PSK: func([]byte) ([]byte, error) { return []byte("secret"), nil },
-		CipherSuites: []piondtls.CipherSuiteID{piondtls.TLS_PSK_WITH_AES_128_CCM_8}, LoggerFactory: silentLog()}
-	l, err := coapnet.NewDTLSListener("udp4", "127.0.0.1:0", config)
+	l, err := coapnet.NewDTLSListener("udp4", "127.0.0.1:0", coapnet.NewDTLSServerOptions(piondtls.WithPSK(func([]byte) ([]byte, error) { return []byte("secret"), nil }),
+		piondtls.WithCipherSuites(piondtls.TLS_PSK_WITH_AES_128_CCM_8), piondtls.WithLoggerFactory(silentLog())))
 	require.NoError(t, err)
 	router := mux.NewRouter()
 	router.DefaultHandleFunc(func(w mux.ResponseWriter, r *mux.Message) {

@@ -44,7 +44,11 @@ func TestLossyTransports(t *testing.T) {
 					body := random(700)
 					c.put(t, uri, body)
 					for range 3 {
-						require.Equal(t, sha256.Sum256(body), sha256.Sum256(c.get(t, uri)))
+						var got []byte
+						for try := 0; got == nil && try < 3; try++ { // libcoap's client gives up a handshake after four repetitions, and is silent then
+							got = c.get(t, uri)
+						}
+						require.Equal(t, sha256.Sum256(body), sha256.Sum256(got))
 					}
 				})
 			}

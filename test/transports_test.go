@@ -199,7 +199,11 @@ func TestBodiesByClient(t *testing.T) {
 	o := newStreamOrigin(t, "coap+tcp", pair{}, 1<<20)
 	e := startEveryTransport(t, ca)
 	for _, c := range e.carriers(t) {
-		for _, size := range bodySizes {
+		sizes := bodySizes
+		if _, ok := c.(libcoapCarrier); ok {
+			sizes = sizes[:len(sizes)-1] // it takes its time for 1 MiB; TestBodiesOverEveryPair has that
+		}
+		for _, size := range sizes {
 			carry(t, c, o.uri("r"), size)
 		}
 	}
