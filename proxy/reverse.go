@@ -84,15 +84,6 @@ type Place struct {
 	Path   [][]byte
 }
 
-// Lookup reports whether anything is behind a place, and by which route; nil for
-// a server that was announced. It is for fronts that must know beforehand whether
-// a group is meant: the request itself goes to Targets, with its Uri-* options and
-// without any Proxy option.
-func (v *Reverse) Lookup(p *Place, now time.Time) (*ReverseRoute, bool) {
-	h, ok := v.find(p, now)
-	return h.route, ok
-}
-
 func (v *Reverse) routeOf(p *Place) *ReverseRoute {
 	for i := range v.Routes {
 		if v.Routes[i].matches(p) {
