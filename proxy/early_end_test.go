@@ -93,3 +93,49 @@ func TestDeliveryOutlivesAnEarlyEnd(t *testing.T) {
 		})
 	}
 }
+
+// GP-94: how far away the previous hop is goes with a group request, for those who
+// tell a next proxy how long it has.
+func TestGroupRequestKnowsItsPreviousHop(t *testing.T) {
+	asked := make(chan time.Duration, 1)
+	next := exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
+		asked <- r.PreviousHop
+		w.End(nil)
+		return exchange.Ended{}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	engine, numbers := exchange.NewEngine(), wire.DefaultNumbers()
+	wg.Go(func() { engine.Run(ctx) })
+	front := proxy.NewFront(proxy.FrontConfig{Next: next, Clients: anyone{}, Numbers: &numbers, Engine: engine, MaxExchanges: 10, MaxEnded: 10,
+		Stats: &proxy.Stats{}, Log: zap.NewNop()})
+	conn, err := endpoint.ListenUDP(ctx, netip.MustParseAddrPort("127.0.0.1:0"), endpoint.UDPOptions{})
+	require.NoError(t, err)
+	roundTrips, err := endpoint.NewRoundTrips(4)
+	require.NoError(t, err)
+	roundTrips.Measure(true)
+	e := endpoint.New(endpoint.Config{Conn: conn, Engine: engine, Requests: front, Params: endpoint.DefaultParams(), RoundTrips: roundTrips,
+		Dedup: endpoint.DefaultDedupLimits(), MaxToken: 8, Stats: &endpoint.Stats{}, Log: zap.NewNop()})
+	wg.Go(func() { _ = e.Serve(ctx) })
+
+	client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(conn.LocalAddr()))
+	require.NoError(t, err)
+	defer func() { _ = client.Close() }()
+	peer := client.LocalAddr().(*net.UDPAddr).AddrPort()
+	roundTrips.Note(peer, 700*time.Millisecond)
+	require.NotZero(t, roundTrips.Of(peer))
+	m := wire.Message{Type: message.NonConfirmable, Code: codes.GET, ID: 1, Token: []byte("t"), Options: message.Options{
+		{ID: wire.MulticastTimeout, Value: []byte{60}}, {ID: wire.ProxyURI, Value: []byte("coap://224.0.1.187/x")}}}
+	data, err := m.Append(nil)
+	require.NoError(t, err)
+	_, err = client.Write(data)
+	require.NoError(t, err)
+	select {
+	case got := <-asked:
+		require.Equal(t, roundTrips.Of(peer), got)
+	case <-time.After(20 * time.Second):
+		t.Fatal("no request has come")
+	}
+}
