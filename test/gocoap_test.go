@@ -168,9 +168,10 @@ func dialGoCoAP(t *testing.T, e *everyTransport, scheme string) mux.Conn {
 	return conn
 }
 
-// patiently does a request again that is not answered: go-coap answers a message with
-// what it has stored under the same Message ID for one in the other direction, as a
-// comment in it says, and then whoever sent it waits in vain.
+// patiently does a request again that is not answered. go-coap asks for the second
+// block of a response that came separately with a GET in the ACK of the first, which
+// nobody may take for one (RFC 7252 §4.2), and then waits in vain: on a busy machine
+// an answer is separate now and then.
 func patiently(t *testing.T, do func(ctx context.Context) (*pool.Message, error)) *pool.Message {
 	t.Helper()
 	for try := 1; ; try++ {
