@@ -454,7 +454,8 @@ func TestChainLinkLocal(t *testing.T) {
 		for _, route := range []string{"host", "path"} {
 			for _, in := range c.gatherN(&coap.Message{Type: coap.NON, Code: coap.GET, Options: append([]coap.Option{timeout(30)}, path(route, "x")...)}, len(devices)) {
 				value := in.All(coap.ReplyFrom)[0]
-				require.NotContains(t, string(value), "\x61"+zone, "no zone as a text of CBOR: %x", value)
+				hosts, _, _ := strings.Cut(string(value), "servers") // the random name after it may look like anything
+				require.NotContains(t, hosts, "\x61"+zone, "no zone as a text of CBOR: %x", value)
 				to, m := followUp(t, value, "y")
 				got := newClient(t, l.cl(0), cl6(0), to).ask(m)
 				require.Equal(t, strings.TrimSuffix(string(in.Payload), "/x")+"/y", string(got.Payload), "%v", got.Message)
