@@ -296,6 +296,9 @@ func TestAnnouncedServersOutliveRestarts(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
 	p = serveFile(t, here, p.config)
 	require.Len(t, p.entries("announced servers of before are forgotten"), 1)
+	damaged, err := os.ReadFile(file + ".damaged")
+	require.NoError(t, err)
+	require.Equal(t, "{", string(damaged))
 	id := byPath[servers[0].name][len(byPath[servers[0].name])-10:]
 	got := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: path("servers", string(id), "x")})
 	require.Equal(t, coap.CodeOf(4, 4), got.Code)

@@ -20,8 +20,8 @@ const (
 )
 
 // keepTargets takes over what the last run has announced as servers, and keeps it in
-// the file from now on (GP-102); empty: nowhere. A file that cannot be used never keeps
-// the proxy from starting.
+// the file from now on (GP-102); empty: nowhere. A file that cannot be used is moved
+// aside, as that of stored responses is, and never keeps the proxy from starting.
 func (p *runningProxy) keepTargets(file string, log *zap.Logger) {
 	if file == "" {
 		return
@@ -31,6 +31,8 @@ func (p *runningProxy) keepTargets(file string, log *zap.Logger) {
 		var n int
 		if n, err = p.mappings.Restore(data, time.Now()); err == nil {
 			log.Info("announced servers read", zap.String("file", file), zap.Int("servers", n))
+		} else {
+			err = errors.Join(err, os.Rename(file, file+".damaged"))
 		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
