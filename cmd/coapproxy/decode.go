@@ -11,6 +11,7 @@ import (
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 
+	"coapproxy/notation"
 	"coapproxy/wire"
 )
 
@@ -48,7 +49,7 @@ func runDecode(_ context.Context, stdio stdio, args []string) int {
 	if err != nil {
 		return fail(err)
 	}
-	if err := explain(stdio.out, data, optionWords{numbers}); err != nil {
+	if err := explain(stdio.out, data, notation.Options{Numbers: numbers}); err != nil {
 		fmt.Fprintln(stdio.err, "malformed:", err)
 		return exitFailed
 	}
@@ -91,31 +92,31 @@ type formatError struct {
 func (e *formatError) Error() string { return fmt.Sprintf("byte %d: %s", e.at, e.reason) }
 
 // explain prints the message in data as far as it can be read.
-func explain(out io.Writer, data []byte, words optionWords) error {
+func explain(out io.Writer, data []byte, words notation.Options) error {
 	m, read, err := dissect(data)
 	if !read {
 		return err
 	}
 	fmt.Fprintf(out, "%s  %s  message id %d (0x%04x)  %s\n", typeName(m.Type), wire.CodeString(m.Code), m.ID, m.ID, tokenText(m.Token))
-	if note := purpose(m, words.numbers); note != "" && err == nil {
+	if note := purpose(m, words.Numbers); note != "" && err == nil {
 		fmt.Fprintln(out, note)
 	}
 	names, classes := 0, 0
 	for _, o := range m.Options {
-		names, classes = max(names, len(optionName(words, o.ID))), max(classes, len(words.class(o.ID)))
+		names, classes = max(names, len(optionName(words, o.ID))), max(classes, len(words.Class(o.ID)))
 	}
 	for _, o := range m.Options {
-		fmt.Fprintf(out, "  %5d  %-*s  %-*s  %s\n", o.ID, names, optionName(words, o.ID), classes, words.class(o.ID), words.value(o, m.Code))
+		fmt.Fprintf(out, "  %5d  %-*s  %-*s  %s\n", o.ID, names, optionName(words, o.ID), classes, words.Class(o.ID), words.Value(o, m.Code))
 	}
 	if len(m.Payload) > 0 {
 		fmt.Fprintf(out, "payload, %d bytes:\n", len(m.Payload))
-		printPayload(out, m.Payload, m.Options)
+		notation.PrintPayload(out, m.Payload, m.Options)
 	}
 	return err
 }
 
-func optionName(words optionWords, id message.OptionID) string {
-	if d, ok := words.definition(id); ok {
+func optionName(words notation.Options, id message.OptionID) string {
+	if d, ok := words.Definition(id); ok {
 		return d.Name
 	}
 	return "unknown"

@@ -7,8 +7,10 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -16,6 +18,21 @@ import (
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
+
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+	require.NoError(t, err)
+	return b
+}
+
+// requireHarmless fails on anything that a terminal would obey.
+func requireHarmless(t require.TestingT, line string) {
+	require.True(t, utf8.ValidString(line), "%q", line)
+	for _, r := range line {
+		require.True(t, strconv.IsPrint(r), "%q in %q", r, line)
+	}
+}
 
 type messageVector struct{ Name, Hex string }
 

@@ -126,9 +126,7 @@ func localhost(a netip.AddrPort) string {
 }
 
 // uriOf is the coap URI of an address, without a default port.
-func uriOf(a netip.AddrPort) string {
-	return "coap://" + wire.URI{Scheme: "coap", Addr: a.Addr(), Port: a.Port()}.Authority()
-}
+func uriOf(a netip.AddrPort) string { return peerURI("coap", a) }
 
 // shellWords makes a command line of words; those that a shell would not take
 // as they are get quotes.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"coapproxy/client"
+	"coapproxy/notation"
 	"coapproxy/wire"
 )
 
@@ -26,7 +27,7 @@ import (
 // concurrent use.
 type requestOutput struct {
 	out, err io.Writer
-	words    optionWords
+	words    notation.Options
 	json     bool
 	quiet    bool
 	verbose  bool
@@ -39,7 +40,7 @@ type requestOutput struct {
 
 func newRequestOutput(stdio stdio, s *requestSettings) *requestOutput {
 	file, ok := stdio.err.(*os.File)
-	return &requestOutput{out: stdio.out, err: stdio.err, words: optionWords{s.numbers}, json: s.json, quiet: s.quiet,
+	return &requestOutput{out: stdio.out, err: stdio.err, words: notation.Options{Numbers: s.numbers}, json: s.json, quiet: s.quiet,
 		verbose: s.verbose, progress: !s.quiet && ok && term.IsTerminal(int(file.Fd()))}
 }
 
@@ -66,7 +67,7 @@ func (o *requestOutput) hint(format string, args ...any) {
 	if o.quiet {
 		return
 	}
-	o.locked(func() { fmt.Fprintln(o.err, "hint:", escape(fmt.Sprintf(format, args...))) })
+	o.locked(func() { fmt.Fprintln(o.err, "hint:", notation.Escape(fmt.Sprintf(format, args...))) })
 }
 
 // sent prints a message that was sent; it is client.Config.Trace.
@@ -77,11 +78,11 @@ func (o *requestOutput) sent(m *wire.Message, to netip.AddrPort) {
 			kind, id = "", ""
 		}
 		fmt.Fprintf(o.err, "> %s%s  to %s%s  %s  %s", kind, wire.CodeString(m.Code), peerURI(o.scheme, to), id,
-			tokenText(m.Token), o.words.all(m.Options, m.Code, nil))
+			tokenText(m.Token), o.words.All(m.Options, m.Code, nil))
 		if len(m.Payload) > 0 {
 			fmt.Fprintf(o.err, "  payload %d bytes", len(m.Payload))
 		}
-		if note := purpose(m, o.words.numbers); note != "" {
+		if note := purpose(m, o.words.Numbers); note != "" {
 			fmt.Fprintf(o.err, "  (%s)", note)
 		}
 		fmt.Fprintln(o.err)
@@ -96,7 +97,7 @@ func (o *requestOutput) response(server string, p *client.Response) {
 	}
 	without := func(id message.OptionID) bool {
 		switch id {
-		case o.words.numbers.ReplyFrom, o.words.numbers.ResponseForwarding:
+		case o.words.Numbers.ReplyFrom, o.words.Numbers.ResponseForwarding:
 			return p.From != nil
 		case wire.Block2:
 			return p.Blocks > 1 && p.Incomplete == nil
@@ -106,7 +107,7 @@ func (o *requestOutput) response(server string, p *client.Response) {
 	if o.verbose {
 		without = nil
 	}
-	words := []string{fmt.Sprintf("+%.3fs", p.Elapsed.Seconds()), escape(server), wire.CodeString(p.Code)}
+	words := []string{fmt.Sprintf("+%.3fs", p.Elapsed.Seconds()), notation.Escape(server), wire.CodeString(p.Code)}
 	if o.verbose {
 		if !overConnection(p.Scheme) {
 			words = append(words, typeName(p.Type))
@@ -121,14 +122,14 @@ func (o *requestOutput) response(server string, p *client.Response) {
 	if p.Unprotected {
 		words = append(words, "not protected")
 	}
-	if options := o.words.all(p.Options, p.Code, without); options != "" {
+	if options := o.words.All(p.Options, p.Code, without); options != "" {
 		words = append(words, options)
 	}
 	o.locked(func() {
 		fmt.Fprintln(o.out, strings.Join(words, "  "))
-		printPayload(o.out, p.Payload, p.Options)
+		notation.PrintPayload(o.out, p.Payload, p.Options)
 		if p.Incomplete != nil {
-			fmt.Fprintln(o.out, "  (incomplete:", escape(p.Incomplete.Error())+")")
+			fmt.Fprintln(o.out, "  (incomplete:", notation.Escape(p.Incomplete.Error())+")")
 		}
 	})
 }
@@ -140,7 +141,7 @@ func (o *requestOutput) summary(t *requestTally) {
 		o.object(newJSONSummary(t))
 	case o.quiet:
 	default:
-		o.locked(func() { fmt.Fprintln(o.out, escape(t.sentence())) })
+		o.locked(func() { fmt.Fprintln(o.out, notation.Escape(t.sentence())) })
 	}
 }
 
@@ -263,7 +264,7 @@ type jsonSummary struct {
 	Reason    string         `json:"reason,omitempty"`
 }
 
-func newJSONResponse(server string, p *client.Response, words optionWords) jsonResponse {
+func newJSONResponse(server string, p *client.Response, words notation.Options) jsonResponse {
 	code, name, _ := strings.Cut(wire.CodeString(p.Code), " ")
 	r := jsonResponse{Event: "response", Seconds: milliseconds(p.Elapsed), Server: server, Peer: peerURI(p.Scheme, p.Peer),
 		Code: code, Name: name, Options: []jsonOption{}, Payload: newJSONPayload(p), Stale: p.Stale}
@@ -282,9 +283,9 @@ func newJSONResponse(server string, p *client.Response, words optionWords) jsonR
 	return r
 }
 
-func newJSONOption(o message.Option, p *client.Response, words optionWords) jsonOption {
-	d, known := words.definition(o.ID)
-	j := jsonOption{Number: uint16(o.ID), Name: d.Name, Value: hex.EncodeToString(o.Value), Text: words.value(o, p.Code)}
+func newJSONOption(o message.Option, p *client.Response, words notation.Options) jsonOption {
+	d, known := words.Definition(o.ID)
+	j := jsonOption{Number: uint16(o.ID), Name: d.Name, Value: hex.EncodeToString(o.Value), Text: words.Value(o, p.Code)}
 	switch v, short := wire.Uint(o.Value); {
 	case !known || !d.Valid(o.Value):
 	case d.Format == wire.FormatUint && short:
@@ -300,16 +301,16 @@ func newJSONPayload(p *client.Response) jsonPayloadOf {
 	if len(p.Payload) == 0 {
 		return j
 	}
-	switch kind := payloadKindOf(p.Options); {
-	case kind == jsonPayload && json.Valid(p.Payload) && utf8.Valid(p.Payload):
+	switch kind := notation.KindOf(p.Options); {
+	case kind == notation.JSON && json.Valid(p.Payload) && utf8.Valid(p.Payload):
 		j.JSON = p.Payload
 		return j
-	case kind == cborPayload || kind == cborSequence:
-		if notation, err := diagnose(p.Payload, kind == cborSequence); err == nil {
+	case kind == notation.CBOR || kind == notation.CBORSequence:
+		if notation, err := notation.Diagnose(p.Payload, kind == notation.CBORSequence); err == nil {
 			j.Diagnostic = notation
 			return j
 		}
-	case kind != binaryPayload && (looksLikeText(p.Payload) || kind != unknownPayload && utf8.Valid(p.Payload)):
+	case kind != notation.Binary && (notation.LooksLikeText(p.Payload) || kind != notation.Unknown && utf8.Valid(p.Payload)):
 		j.Text = string(p.Payload)
 		return j
 	}
@@ -325,6 +326,11 @@ func newJSONSummary(t *requestTally) jsonSummary {
 		s.Codes[number] += n
 	}
 	return s
+}
+
+// peerURI is the URI of a transport address.
+func peerURI(scheme string, a netip.AddrPort) string {
+	return scheme + "://" + wire.URI{Scheme: scheme, Addr: a.Addr(), Port: a.Port()}.Authority()
 }
 
 // milliseconds is a duration in seconds with three decimals.

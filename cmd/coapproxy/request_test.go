@@ -21,6 +21,7 @@ import (
 
 	"coapproxy/client"
 	"coapproxy/exchange"
+	"coapproxy/notation"
 	"coapproxy/wire"
 )
 
@@ -421,7 +422,7 @@ func TestRequestNames(t *testing.T) {
 func TestProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out, errs bytes.Buffer
-		o := &requestOutput{out: &out, err: &errs, progress: true, words: optionWords{wire.DefaultNumbers()}}
+		o := &requestOutput{out: &out, err: &errs, progress: true, words: notation.Options{Numbers: wire.DefaultNumbers()}}
 		drawn := func() string {
 			synctest.Wait()
 			o.mu.Lock()
@@ -453,7 +454,7 @@ func TestProgressLine(t *testing.T) {
 // What a response says beside its payload.
 func TestResponseNotes(t *testing.T) {
 	var out bytes.Buffer
-	o := &requestOutput{out: &out, words: optionWords{wire.DefaultNumbers()}}
+	o := &requestOutput{out: &out, words: notation.Options{Numbers: wire.DefaultNumbers()}}
 	from := wire.ReplyFromValue{Server: wire.URI{Scheme: "coap", Addr: netip.MustParseAddr("192.0.2.7"), Port: 5683}}
 	options := message.Options{{ID: wire.Block2, Value: wire.Block{More: true}.Append(nil)}, {ID: wire.ReplyFrom, Value: from.Append(nil)}}
 	o.response(from.ServerURI(), &client.Response{Code: codes.Content, Options: options, From: &from, Blocks: 2, Stale: true,

@@ -1,4 +1,4 @@
-package main
+package notation
 
 import (
 	"bytes"
@@ -17,89 +17,87 @@ import (
 	"coapproxy/wire"
 )
 
-// Payloads as people can read them, for the subcommands request and decode.
-
-// payloadKind is how a payload is shown.
-type payloadKind uint8
+// Kind is how a payload is shown.
+type Kind uint8
 
 const (
-	unknownPayload payloadKind = iota // text if it looks like it, else a hex dump
-	binaryPayload
-	textPayload
-	jsonPayload
-	cborPayload
-	cborSequence
-	linkPayload
+	Unknown Kind = iota // text if it looks like it, else a hex dump
+	Binary
+	Text
+	JSON
+	CBOR
+	CBORSequence
+	Links
 )
 
-// payloadKindOf judges by the Content-Format option.
-func payloadKindOf(options message.Options) payloadKind {
+// KindOf judges by the Content-Format option.
+func KindOf(options message.Options) Kind {
 	value, ok := wire.First(options, wire.ContentFormat)
 	n, short := wire.Uint(value)
 	if !ok || !short || n > 0xffff {
-		return unknownPayload
+		return Unknown
 	}
 	name, ok := wire.ContentFormatName(uint16(n))
 	if !ok {
-		return unknownPayload
+		return Unknown
 	}
 	if strings.HasSuffix(name, ")") { // a content coding
-		return binaryPayload
+		return Binary
 	}
 	media, _, _ := strings.Cut(name, ";")
 	switch {
 	case media == "application/json" || strings.HasSuffix(media, "+json"):
-		return jsonPayload
+		return JSON
 	case media == "application/cbor" || strings.HasSuffix(media, "+cbor"),
 		media == "application/cose", media == "application/cwt", strings.HasPrefix(media, "application/cose-key"),
 		media == "application/multipart-core":
-		return cborPayload
+		return CBOR
 	case media == "application/cbor-seq" || strings.HasSuffix(media, "+cbor-seq"):
-		return cborSequence
+		return CBORSequence
 	case media == "application/link-format":
-		return linkPayload
+		return Links
 	case strings.HasPrefix(media, "text/"), media == "application/xml", strings.HasSuffix(media, "+xml"), media == "application/javascript":
-		return textPayload
+		return Text
 	}
-	return binaryPayload
+	return Binary
 }
 
-// printPayload prints the payload of a message with the options, indented.
-func printPayload(w io.Writer, payload []byte, options message.Options) {
+// PrintPayload prints the payload of a message with the options, indented.
+func PrintPayload(w io.Writer, payload []byte, options message.Options) {
 	if len(payload) == 0 {
 		return
 	}
-	for _, line := range payloadLines(payload, payloadKindOf(options)) {
+	for _, line := range payloadLines(payload, KindOf(options)) {
 		fmt.Fprintln(w, strings.TrimRight("  "+line, " "))
 	}
 }
 
 // payloadLines lays a payload out in lines without control characters. What is
 // not of its kind is shown as text or, failing that, as a hex dump.
-func payloadLines(payload []byte, kind payloadKind) []string {
+func payloadLines(payload []byte, kind Kind) []string {
 	switch kind {
-	case jsonPayload:
+	case JSON:
 		var compact bytes.Buffer
 		if json.Compact(&compact, payload) == nil {
 			return escapeLines(layOut(splitNotation(compact.String(), false)))
 		}
-	case cborPayload, cborSequence:
-		if notation, err := diagnose(payload, kind == cborSequence); err == nil {
+	case CBOR, CBORSequence:
+		if notation, err := Diagnose(payload, kind == CBORSequence); err == nil {
 			return escapeLines(layOut(splitNotation(notation, true)))
 		}
 		return hexLines(payload)
-	case linkPayload:
+	case Links:
 		if utf8.Valid(payload) {
 			return escapeLines(splitLinks(string(payload)))
 		}
-	case textPayload:
+	case Text:
 		if utf8.Valid(payload) {
 			return textLines(payload)
 		}
-	case binaryPayload:
+	case Binary:
 		return hexLines(payload)
 	}
-	if looksLikeText(payload) {
+	if LooksLikeText(payload) {
 		return textLines(payload)
 	}
 	return hexLines(payload)
@@ -114,9 +112,9 @@ func hexLines(payload []byte) []string {
 	return strings.Split(strings.TrimSuffix(hex.Dump(payload), "\n"), "\n")
 }
 
-// looksLikeText reports UTF-8 without control characters other than those that
+// LooksLikeText reports UTF-8 without control characters other than those that
 // lay text out.
-func looksLikeText(b []byte) bool {
+func LooksLikeText(b []byte) bool {
 	for len(b) > 0 {
 		r, size := utf8.DecodeRune(b)
 		if r == utf8.RuneError && size == 1 || !strconv.IsPrint(r) && r != '\n' && r != '\r' && r != '\t' {
@@ -127,10 +125,10 @@ func looksLikeText(b []byte) bool {
 	return true
 }
 
-// escape makes everything in a line visible that is not printable: control
+// Escape makes everything in a line visible that is not printable: control
 // characters, which a terminal would obey, those that turn the direction of
 // writing, and bytes that are not UTF-8.
-func escape(line string) string {
+func Escape(line string) string {
 	var b strings.Builder
 	for i := 0; i < len(line); {
 		r, size := utf8.DecodeRuneInString(line[i:])
@@ -157,13 +155,13 @@ func escape(line string) string {
 
 func escapeLines(lines []string) []string {
 	for i := range lines {
-		lines[i] = escape(lines[i])
+		lines[i] = Escape(lines[i])
 	}
 	return lines
 }
 
-// diagnose returns CBOR in diagnostic notation (RFC 8949 §8).
-func diagnose(data []byte, sequence bool) (string, error) {
+// Diagnose returns CBOR in diagnostic notation (RFC 8949 §8).
+func Diagnose(data []byte, sequence bool) (string, error) {
 	mode, err := cbor.DiagOptions{CBORSequence: sequence}.DiagMode()
 	if err != nil {
 		return "", err
@@ -195,8 +193,8 @@ func splitLinks(s string) []string {
 	return append(lines, strings.TrimSpace(s[start:]))
 }
 
-// notation is JSON or CBOR diagnostic notation in pieces.
-type notation struct {
+// pieces are JSON or CBOR diagnostic notation taken apart.
+type pieces struct {
 	text  []string
 	match []int // of an opening bracket, where it closes
 	start []int // where the piece begins when everything is in one line
@@ -204,8 +202,8 @@ type notation struct {
 
 // splitNotation takes a notation apart. In diagnostic notation, printable
 // characters in texts are written as they are.
-func splitNotation(s string, diagnostic bool) notation {
-	var n notation
+func splitNotation(s string, diagnostic bool) pieces {
+	var n pieces
 	var open []int
 	width := 0
 	add := func(text string) {
@@ -314,7 +312,7 @@ const (
 )
 
 // layOut writes a notation in lines: whatever fits into a line stays in one.
-func layOut(n notation) []string {
+func layOut(n pieces) []string {
 	var lines []string
 	var line strings.Builder
 	depth, inline := 0, -1 // inline: up to this piece there are no line breaks

@@ -1,7 +1,6 @@
-package main
+package notation
 
 import (
-	"encoding/hex"
 	"strconv"
 	"strings"
 	"testing"
@@ -13,13 +12,6 @@ import (
 
 	"coapproxy/wire"
 )
-
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
-	require.NoError(t, err)
-	return b
-}
 
 func TestPayload(t *testing.T) {
 	const none = -1
@@ -81,7 +73,7 @@ func TestPayload(t *testing.T) {
 			if test.format != none {
 				options = message.Options{{ID: wire.ContentFormat, Value: wire.AppendUint(nil, uint32(test.format))}}
 			}
-			require.Equal(t, test.want, payloadLines([]byte(test.payload), payloadKindOf(options)))
+			require.Equal(t, test.want, payloadLines([]byte(test.payload), KindOf(options)))
 		})
 	}
 }
@@ -102,7 +94,7 @@ func TestPayloadIsHarmless(t *testing.T) {
 	)
 	rapid.Check(t, func(t *rapid.T) {
 		payload := []byte(strings.Join(rapid.SliceOfN(piece, 0, 60).Draw(t, "pieces"), ""))
-		kind := payloadKind(rapid.IntRange(0, int(linkPayload)).Draw(t, "kind"))
+		kind := Kind(rapid.IntRange(0, int(Links)).Draw(t, "kind"))
 		total := 0
 		for _, line := range payloadLines(payload, kind) {
 			requireHarmless(t, line)
@@ -116,7 +108,7 @@ func TestPayloadIsHarmless(t *testing.T) {
 func TestPayloadDeepNesting(t *testing.T) {
 	const depth = 5000
 	total := 0
-	for _, line := range payloadLines([]byte(strings.Repeat("[", depth)+strings.Repeat("]", depth)), jsonPayload) {
+	for _, line := range payloadLines([]byte(strings.Repeat("[", depth)+strings.Repeat("]", depth)), JSON) {
 		total += len(line)
 	}
 	require.Less(t, total, 2*depth*(maxIndent+4))

@@ -1,9 +1,8 @@
-package main
+package notation
 
 import (
 	"encoding/hex"
 	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -13,23 +12,21 @@ import (
 	"coapproxy/wire"
 )
 
-// optionWords puts options in words, for the subcommands request and decode.
-// What it returns has no control characters.
-type optionWords struct {
-	numbers wire.Numbers
-}
+// Options puts options in words, whose numbers are those. What its methods return
+// has no control characters.
+type Options struct{ Numbers wire.Numbers }
 
 // standard is the number an option has by default, or 0 for one that is nothing
 // because its number was moved (GP-1).
-func (w optionWords) standard(id message.OptionID) message.OptionID {
+func (w Options) standard(id message.OptionID) message.OptionID {
 	switch id {
-	case w.numbers.MulticastTimeout:
+	case w.Numbers.MulticastTimeout:
 		return wire.MulticastTimeout
-	case w.numbers.ReplyFrom:
+	case w.Numbers.ReplyFrom:
 		return wire.ReplyFrom
-	case w.numbers.GroupETag:
+	case w.Numbers.GroupETag:
 		return wire.GroupETag
-	case w.numbers.ResponseForwarding:
+	case w.Numbers.ResponseForwarding:
 		return wire.ResponseForwarding
 	case wire.MulticastTimeout, wire.ReplyFrom, wire.GroupETag, wire.ResponseForwarding:
 		return 0
@@ -37,21 +34,21 @@ func (w optionWords) standard(id message.OptionID) message.OptionID {
 	return id
 }
 
-// definition describes the option with the number.
-func (w optionWords) definition(id message.OptionID) (wire.Definition, bool) {
+// Definition describes the option with the number.
+func (w Options) Definition(id message.OptionID) (wire.Definition, bool) {
 	return wire.Lookup(w.standard(id))
 }
 
 // name is the registered name or the number.
-func (w optionWords) name(id message.OptionID) string {
-	if d, ok := w.definition(id); ok {
+func (w Options) name(id message.OptionID) string {
+	if d, ok := w.Definition(id); ok {
 		return d.Name
 	}
 	return "option " + strconv.Itoa(int(id))
 }
 
-// class names the properties that the number gives an option (RFC 7252 §5.4.6).
-func (w optionWords) class(id message.OptionID) string {
+// Class names the properties that the number gives an option (RFC 7252 §5.4.6).
+func (w Options) Class(id message.OptionID) string {
 	words := []string{"elective"}
 	if wire.Critical(id) {
 		words[0] = "critical"
@@ -64,26 +61,26 @@ func (w optionWords) class(id message.OptionID) string {
 	default:
 		words = append(words, "safe")
 	}
-	if d, ok := w.definition(id); ok && d.Repeatable {
+	if d, ok := w.Definition(id); ok && d.Repeatable {
 		words = append(words, "repeatable")
 	}
 	return strings.Join(words, " ")
 }
 
-// all returns the options as "name=value", without those left out.
-func (w optionWords) all(options message.Options, code codes.Code, without func(message.OptionID) bool) string {
+// All returns the options as "name=value", without those left out.
+func (w Options) All(options message.Options, code codes.Code, without func(message.OptionID) bool) string {
 	var words []string
 	for _, o := range options {
 		if without == nil || !without(o.ID) {
-			words = append(words, w.name(o.ID)+"="+w.value(o, code))
+			words = append(words, w.name(o.ID)+"="+w.Value(o, code))
 		}
 	}
 	return strings.Join(words, "  ")
 }
 
-// value puts the value of an option of a message with the code in words.
-func (w optionWords) value(o message.Option, code codes.Code) string {
-	d, ok := w.definition(o.ID)
+// Value puts the value of an option of a message with the code in words.
+func (w Options) Value(o message.Option, code codes.Code) string {
+	d, ok := w.Definition(o.ID)
 	if !ok {
 		return w.unknown(o.Value)
 	}
@@ -111,8 +108,8 @@ func (w optionWords) value(o message.Option, code codes.Code) string {
 	}
 }
 
-func (w optionWords) unknown(value []byte) string {
-	if len(value) > 0 && looksLikeText(value) {
+func (w Options) unknown(value []byte) string {
+	if len(value) > 0 && LooksLikeText(value) {
 		return opaque(value) + " " + strconv.Quote(string(value))
 	}
 	return opaque(value)
@@ -204,11 +201,11 @@ func noResponse(v uint32) string {
 
 // criText is the diagnostic notation of CRIs, or their bytes.
 func criText(value []byte) string {
-	notation, err := diagnose(value, true)
+	notation, err := Diagnose(value, true)
 	if err != nil {
 		return opaque(value)
 	}
-	return escape(notation)
+	return Escape(notation)
 }
 
 // replyFrom tells the server and, of a second item, where and how a follow-up is
@@ -216,9 +213,9 @@ func criText(value []byte) string {
 func replyFrom(value []byte) string {
 	v, err := wire.ParseReplyFrom(value)
 	if err != nil {
-		return fmt.Sprintf("%s (ignored: %s)", criText(value), escape(err.Error())) // GP-10
+		return fmt.Sprintf("%s (ignored: %s)", criText(value), Escape(err.Error())) // GP-10
 	}
-	text := "server " + escape(v.ServerURI())
+	text := "server " + Escape(v.ServerURI())
 	if ref := v.Ref; ref != nil {
 		var parts []string
 		switch {
@@ -233,7 +230,7 @@ func replyFrom(value []byte) string {
 		for _, segment := range ref.Path {
 			parts = append(parts, "Uri-Path "+strconv.Quote(segment))
 		}
-		text += ", follow up there with " + escape(strings.Join(parts, ", "))
+		text += ", follow up there with " + Escape(strings.Join(parts, ", "))
 	}
 	return text + " (CRI " + criText(value) + ")"
 }
@@ -246,7 +243,7 @@ func responseForwarding(value []byte) string {
 	if err != nil {
 		// A null port needs the group URI to be understood (GP-121).
 		if tp, server, err = wire.ParseResponseForwarding(value, someGroupPort); err != nil {
-			return fmt.Sprintf("%s (ignored: %s)", criText(value), escape(err.Error())) // GP-124
+			return fmt.Sprintf("%s (ignored: %s)", criText(value), Escape(err.Error())) // GP-124
 		}
 		onGroupPort = true
 	}
@@ -260,12 +257,7 @@ func responseForwarding(value []byte) string {
 func proxyCRI(value []byte) string {
 	u, err := wire.ParseProxyCRI(value)
 	if err != nil {
-		return fmt.Sprintf("%s (%s)", criText(value), escape(err.Error()))
+		return fmt.Sprintf("%s (%s)", criText(value), Escape(err.Error()))
 	}
-	return escape(u.String()) + " (CRI " + criText(value) + ")"
-}
-
-// peerURI is the URI of a transport address.
-func peerURI(scheme string, a netip.AddrPort) string {
-	return scheme + "://" + wire.URI{Scheme: scheme, Addr: a.Addr(), Port: a.Port()}.Authority()
+	return Escape(u.String()) + " (CRI " + criText(value) + ")"
 }
