@@ -1,7 +1,7 @@
 // Package control is the local control interface: HTTP with JSON bodies over a
 // Unix socket, for whoever runs the proxy on this host.
 //
-// The rooms of the proxy do not know it. Wiring registers a Resource per thing
+// The rooms of the proxy do not know it. Package service registers a Resource per thing
 // that can be asked or done, under a path such as /v1/cache/entries; a Resource
 // returns a value, which becomes the JSON body, or an error, which becomes
 // {"error": "..."} with the status of a *StatusError. What is not JSON, a page

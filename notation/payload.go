@@ -20,6 +20,7 @@ import (
 // Kind is how a payload is shown.
 type Kind uint8
 
+// What a payload may be.
 const (
 	Unknown Kind = iota // text if it looks like it, else a hex dump
 	Binary

@@ -21,6 +21,12 @@ type Message struct {
 	Payload []byte
 }
 
+// OnWire is the message to send, without type, Message ID and Token. It shares the
+// memory of m.
+func (m Message) OnWire() *wire.Message {
+	return &wire.Message{Code: m.Code, Options: m.Options, Payload: m.Payload}
+}
+
 // wireHeader is how many bytes of a CoAP message without Token precede the bytes
 // of a plaintext, when its code is written into the last byte of the Message ID.
 // A plaintext is encoded and decoded there by the codec of messages.

@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"coapproxy/control"
 	"coapproxy/wire"
 )
 
@@ -126,7 +127,7 @@ func cacheFlush(ctx context.Context, stdio stdio, args []string) int {
 	if code, done := parse(flags, args, 0, 0); done {
 		return code
 	}
-	return ask(ctx, stdio, &c, http.MethodPost, "/v1/cache/flush", q.query(), func(out io.Writer, f *cacheFlushed) {
+	return ask(ctx, stdio, &c, http.MethodPost, "/v1/cache/flush", q.query(), func(out io.Writer, f *control.CacheFlushed) {
 		fmt.Fprintf(out, "%s dropped\n", counted(f.Flushed, "entry", "entries"))
 	})
 }
@@ -141,7 +142,7 @@ func cacheStats(ctx context.Context, stdio stdio, args []string) int {
 	return ask(ctx, stdio, &c, http.MethodGet, "/v1/cache", nil, printSummary)
 }
 
-func printEntries(out io.Writer, e *cacheEntries) {
+func printEntries(out io.Writer, e *control.CacheEntries) {
 	if g := e.Group; g != nil {
 		fmt.Fprintf(out, "group %s, %s: %s (%s)", g.Name, g.URI, counted(len(g.Members), "known member", "known members"), g.Source)
 		if !g.Complete {
@@ -173,7 +174,7 @@ func printEntries(out io.Writer, e *cacheEntries) {
 	}
 }
 
-func printSummary(out io.Writer, s *cacheSummary) {
+func printSummary(out io.Writer, s *control.CacheSummary) {
 	if !s.Enabled {
 		fmt.Fprintln(out, "the cache is not enabled (cache.enabled)")
 		return
@@ -223,7 +224,7 @@ func formatName(format *uint32) string {
 	return strconv.FormatUint(uint64(*format), 10)
 }
 
-func clientText(e *cacheEntry) string {
+func clientText(e *control.CacheEntry) string {
 	switch {
 	case !e.Private:
 		return "any"

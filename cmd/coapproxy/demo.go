@@ -16,6 +16,7 @@ import (
 
 	"coapproxy/config"
 	"coapproxy/demo"
+	"coapproxy/service"
 )
 
 // demoSettings are the flags of the subcommand demo.
@@ -129,7 +130,7 @@ func runDemonstration(ctx context.Context, io stdio, s demoSettings) error {
 	if err != nil {
 		return err
 	}
-	log, _ := newLog(c.Log, io.err)
+	log := service.NewLog(c.Log, io.err)
 	defer func() { _ = log.Sync() }()
 
 	living, kill := context.WithCancel(context.WithoutCancel(ctx)) // the devices outlive the proxy
@@ -144,10 +145,11 @@ func runDemonstration(ctx context.Context, io stdio, s demoSettings) error {
 	if err != nil {
 		return err
 	}
-	defer func() { p.stop(log) }()
+	defer func() { p.Stop(log) }()
 
+	listeners := p.Addrs()
 	show := demonstration{out: io.out, program: s.program, devices: devices.Devices(), group: devices.Addr(),
-		proxy: reachable(p.listeners[0].addr), http: reachable(p.listeners[1].addr), httpWanted: s.http.Port(), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
+		proxy: reachable(listeners[0]), http: reachable(listeners[1]), httpWanted: s.http.Port(), timeout: max(shortest, wholeSeconds(s.leisure)+1)}
 	show.introduce()
 	switch server, err := show.ask(ctx, log.Named("client")); {
 	case ctx.Err() != nil:
@@ -168,7 +170,7 @@ func wholeSeconds(d time.Duration) uint32 { return uint32((d + time.Second - 1) 
 
 // startProxy starts the proxy on the port wanted, or, if that is taken and
 // nobody insists on it, on any other.
-func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log *zap.Logger) (*runningProxy, error) {
+func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log *zap.Logger) (*service.Proxy, error) {
 	listen := s.listen
 	if !s.listenAsked && isTaken(listen) {
 		listen = netip.AddrPortFrom(listen.Addr(), 0)
@@ -191,13 +193,13 @@ func (s *demoSettings) startProxy(ctx context.Context, group netip.AddrPort, log
 	return s.startProxyOn(ctx, listen, http, group, log)
 }
 
-func (s *demoSettings) startProxyOn(ctx context.Context, listen, http, group netip.AddrPort, log *zap.Logger) (*runningProxy, error) {
+func (s *demoSettings) startProxyOn(ctx context.Context, listen, http, group netip.AddrPort, log *zap.Logger) (*service.Proxy, error) {
 	_, c, err := s.config(listen, http, group)
 	if err != nil {
 		return nil, err
 	}
 	c.Control.Socket, c.Metrics.Listen = config.ControlOff, config.MetricsOff // those belong to a proxy that serves
-	return startProxy(ctx, c, log)
+	return service.Start(ctx, c, log)
 }
 
 // isTaken reports whether somebody else listens on the address.

@@ -9,6 +9,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+
+	"coapproxy/service"
 )
 
 // page is what a subcommand says about itself: the one source of the manual page
@@ -147,7 +149,7 @@ func writeText(b *bytes.Buffer, text []string) {
 }
 
 func writeManual(b *bytes.Buffer, pages []page) {
-	fmt.Fprintf(b, ".TH COAPPROXY 1 \"%s\" \"coapproxy %s\" \"User Commands\"\n", built(), roff(version()))
+	fmt.Fprintf(b, ".TH COAPPROXY 1 \"%s\" \"coapproxy %s\" \"User Commands\"\n", built(), roff(service.Version()))
 	fmt.Fprint(b, ".SH NAME\ncoapproxy \\- a CoAP proxy that reaches whole groups\n.SH SYNOPSIS\n")
 	for _, p := range pages {
 		fmt.Fprintf(b, ".B coapproxy %s\n", p.name)

@@ -130,7 +130,7 @@ func (o *oscoreClient) Protect(m *wire.Message) (*wire.Message, client.Opener, e
 		}
 		out, opener.hops = protected, append(opener.hops, r)
 	}
-	return messageOf(out), opener, nil
+	return out.OnWire(), opener, nil
 }
 
 // towards names the next proxy as the target of a request that is protected for it.
@@ -151,7 +151,7 @@ func (o *oscoreClient) ProtectStop(m *wire.Message) (*wire.Message, error) {
 			return nil, err
 		}
 	}
-	return messageOf(out), nil
+	return out.OnWire(), nil
 }
 
 // oscoreOpener takes the layers off the responses to one request, in the reverse

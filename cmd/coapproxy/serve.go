@@ -7,16 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"os/signal"
 	"strings"
-	"sync"
-	"syscall"
-	"time"
-
-	"go.uber.org/zap"
 
 	"coapproxy/config"
+	"coapproxy/service"
 )
 
 const defaultConfig = "/etc/coapproxy/config.yaml"
@@ -44,89 +38,10 @@ func runServe(ctx context.Context, io stdio, args []string) int {
 	if c.Log.Output == config.LogStdout {
 		out = io.out
 	}
-	log, level := newLog(c.Log, out)
-	defer func() { _ = log.Sync() }()
-	return (&service{file: *file, log: log, level: level}).run(ctx, c)
-}
-
-// service is the subcommand serve at work.
-type service struct {
-	file    string
-	proxy   *runningProxy
-	log     *zap.Logger
-	level   logControl
-	manager manager
-	began   time.Time
-}
-
-// run runs the proxy until ctx ends.
-func (s *service) run(ctx context.Context, c *config.Config) int {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP) // before "ready": from then on they may come
-	defer signal.Stop(signals)
-	s.began, s.manager.log = time.Now(), s.log
-	passed, err := passedSockets()
-	defer passed.close()
-	if err == nil {
-		s.proxy, err = startProxyOn(ctx, c, passed, s.log)
-	}
-	if err != nil {
-		s.log.Error("cannot start", zap.Error(err))
+	if service.Run(ctx, *file, c, out) != nil { // the log has told
 		return exitFailed
 	}
-	passed.unused(s.proxy.listeners, s.log)
-	s.proxy.metrics.Func("log_lines_dropped_total", "Lines of the log dropped because nobody read them.", func() int64 { return int64(s.level.writer.dropped.Load()) })
-	s.register()
-	s.log.Info("ready", zap.Duration("after", time.Since(s.began).Round(time.Millisecond)), zap.String("version", version()))
-	s.manager.ready()
-	var watching sync.WaitGroup
-	watching.Go(func() { s.manager.watch(s.proxy.ctx, s.proxy.healthy) })
-	for running := true; running; {
-		select {
-		case <-ctx.Done():
-			running = false
-		case signal := <-signals:
-			if signal == syscall.SIGHUP {
-				_, _ = s.reload() // it has told the log
-				continue
-			}
-			logCounters(s.proxy.metrics, s.log)
-		}
-	}
-	s.manager.stopping()
-	left := s.proxy.stop(s.log)
-	watching.Wait()
-	logCounters(s.proxy.metrics, s.log)
-	s.log.Info("stopped", zap.Int("exchanges_cut_off", left))
 	return exitOK
-}
-
-// reload reads the configuration file again and has the proxy work by it. A file
-// that cannot be used changes nothing.
-func (s *service) reload() (reloaded, error) {
-	s.manager.reloading()
-	defer s.manager.ready()
-	c, err := config.Load(s.file)
-	var r reloaded
-	if err == nil {
-		r, err = s.proxy.reload(c, s.log)
-	}
-	s.proxy.stats.reloads.note(err)
-	var problems config.Problems
-	switch {
-	case errors.As(err, &problems):
-		s.log.Warn("configuration refused, the one before stays", zap.String("file", s.file), zap.Stringers("problems", problems))
-		return r, err
-	case err != nil:
-		s.log.Warn("configuration refused, the one before stays", zap.String("file", s.file), zap.Error(err))
-		return r, err
-	}
-	s.level.SetLevel(levelOf(c.Log))
-	s.log.Info("configuration read again", zap.String("file", s.file), zap.Strings("changed", r.Changed))
-	if len(r.Restart) > 0 {
-		s.log.Warn("some of the configuration takes effect at the next start only", zap.Strings("keys", r.Restart))
-	}
-	return r, nil
 }
 
 // newFlags returns the flag set of a subcommand, with a usage text that shows

@@ -8,6 +8,7 @@ import (
 
 	"coapproxy/config"
 	"coapproxy/oscorehop"
+	"coapproxy/service"
 )
 
 // runInit is the subcommand init.
@@ -63,7 +64,7 @@ func runVersion(_ context.Context, io stdio, args []string) int {
 		return code
 	}
 	info, _ := debug.ReadBuildInfo()
-	line := "coapproxy " + version()
+	line := "coapproxy " + service.Version()
 	if info != nil {
 		line += " " + info.GoVersion
 		for _, s := range info.Settings {
@@ -74,12 +75,4 @@ func runVersion(_ context.Context, io stdio, args []string) int {
 	}
 	fmt.Fprintln(io.out, line)
 	return exitOK
-}
-
-// version is the module's version, or "devel" for a build from a checkout.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return "devel"
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -16,181 +15,7 @@ import (
 
 	"coapproxy/config"
 	"coapproxy/control"
-	"coapproxy/membership"
 )
-
-// status is what an operator asks first.
-type status struct {
-	Version string    `json:"version"`
-	PID     int       `json:"pid"`
-	Started time.Time `json:"started"`
-	Uptime  float64   `json:"uptime_seconds"`
-	Ready   bool      `json:"ready"`
-	// Config is the file, Read when it was read last.
-	Config    string           `json:"config"`
-	Read      time.Time        `json:"config_read"`
-	Listeners []string         `json:"listeners"`
-	Clients   []statusClient   `json:"clients"`
-	Groups    []statusGroup    `json:"groups"`
-	NextHops  []statusHop      `json:"next_hops,omitempty"`
-	Exchanges statusExchanges  `json:"exchanges"`
-	Cache     *statusCache     `json:"cache"` // null: not enabled
-	Refusals  map[string]int64 `json:"refusals"`
-	// Warnings are what should be looked at.
-	Warnings []string `json:"warnings"`
-}
-
-type statusClient struct {
-	Name     string     `json:"name"`
-	Requests uint64     `json:"requests"` // since the configuration was read
-	Last     *time.Time `json:"last"`     // null: never
-	Running  int        `json:"group_exchanges"`
-}
-
-type statusGroup struct {
-	Name       string   `json:"name"`
-	URI        string   `json:"uri"`
-	Interfaces []string `json:"interfaces"`
-	// Heard is how many servers answered in the last hour.
-	Heard int `json:"heard"`
-}
-
-// statusHop is a next proxy.
-type statusHop struct {
-	Name string `json:"name"`
-	URI  string `json:"uri"`
-	// Up is how many of its addresses can be reached.
-	Up        int64 `json:"up"`
-	Requests  int64 `json:"requests"`
-	Responses int64 `json:"responses"`
-	// RoundTrip is measured or at most, 0 if it is not known.
-	RoundTrip float64 `json:"round_trip_seconds"`
-}
-
-type statusExchanges struct {
-	Running  int              `json:"running"`
-	Queued   int              `json:"queued"`
-	Outcomes map[string]int64 `json:"outcomes"`
-}
-
-type statusCache struct {
-	Entries int64 `json:"entries"`
-	Bytes   int64 `json:"bytes"`
-	Hits    int64 `json:"hits"`
-	Misses  int64 `json:"misses"`
-}
-
-// register adds what serve answers over the control interface:
-//
-//	GET  /v1/status
-//	POST /v1/reload    reads the configuration again; 422 if it is refused
-func (s *service) register() {
-	s.proxy.control.Handle("GET /v1/status", func(*http.Request) (any, error) { return s.status(), nil })
-	s.proxy.control.Handle("POST /v1/reload", func(*http.Request) (any, error) {
-		r, err := s.reload()
-		if err != nil {
-			return nil, control.Errorf(http.StatusUnprocessableEntity, "%v", err)
-		}
-		return r, nil
-	})
-}
-
-// status looks at everything once.
-func (s *service) status() status {
-	p := s.proxy
-	g, now := p.serving.Load(), time.Now()
-	out := status{Version: version(), PID: os.Getpid(), Started: s.began, Uptime: seconds(now.Sub(s.began)), Config: s.file,
-		Ready: p.ready(context.Background()) == nil, Read: time.Unix(p.stats.reloads.Last.Load(), 0), Refusals: make(map[string]int64),
-		Exchanges: statusExchanges{Running: p.front.Active(), Outcomes: make(map[string]int64)}}
-	p.mu.Lock()
-	for _, l := range p.listeners {
-		out.Listeners = append(out.Listeners, l.uri)
-	}
-	restart := config.Changes(p.started, g.config)
-	p.mu.Unlock()
-	for _, a := range g.policy.Activity() {
-		c := statusClient{Name: a.Name, Requests: a.Requests, Running: a.Running}
-		if !a.Last.IsZero() {
-			c.Last = &a.Last
-		}
-		out.Clients = append(out.Clients, c)
-	}
-	for i := range g.config.Groups {
-		c := &g.config.Groups[i]
-		out.Groups = append(out.Groups, statusGroup{c.Name, c.URI.String(), c.Interfaces, p.heard.In(c.Name, now)})
-		if d, ok := (*p.members.Load())[c.Name].(*membership.Directory); ok {
-			switch valid, err := d.Status(); {
-			case err != nil:
-				out.Warnings = append(out.Warnings, fmt.Sprintf("the resource directory does not tell the members of the group %s: %v", c.Name, err))
-			case valid == 0:
-				out.Warnings = append(out.Warnings, fmt.Sprintf("the resource directory does not tell the members of the group %s: no answer yet, or none since the last one ran out", c.Name))
-			}
-		}
-	}
-	for _, old := range p.generations() {
-		groups, servers := old.queued()
-		out.Exchanges.Queued += groups + servers
-	}
-	counters, hops := make(map[string]int64), make(map[string]map[string]int64)
-	for _, sample := range p.metrics.Samples() {
-		switch sample.Name {
-		case "proxy_failures_total", "http_failures_total":
-			if sample.Value > 0 {
-				out.Refusals[sample.LabelValue] += sample.Value
-			}
-		case "proxy_exchanges_total":
-			if sample.Value > 0 {
-				out.Exchanges.Outcomes[strings.Replace(sample.LabelValue, ",", " ", 1)] = sample.Value
-			}
-		}
-		if sample.Label == "hop" {
-			if hops[sample.LabelValue] == nil {
-				hops[sample.LabelValue] = make(map[string]int64)
-			}
-			hops[sample.LabelValue][sample.Name] = sample.Value
-		}
-		counters[sample.Name] = sample.Value
-	}
-	for i := range g.config.NextHop {
-		h := &g.config.NextHop[i]
-		n := hops[h.Name]
-		out.NextHops = append(out.NextHops, statusHop{h.Name, h.URI.String(), n["next_hop_up"], n["next_hop_requests_total"], n["next_hop_responses_total"],
-			float64(n["next_hop_round_trip_seconds"]) / 1e6})
-		if n["next_hop_up"] == 0 {
-			out.Warnings = append(out.Warnings, "the next proxy "+h.Name+" cannot be reached")
-		}
-	}
-	if p.started.Cache.Enabled {
-		out.Cache = &statusCache{counters["cache_entries"], counters["cache_bytes"], counters["cache_hits_total"] + counters["cache_group_hits_total"], counters["cache_misses_total"]}
-	}
-	for _, change := range restart {
-		if needsStart(change) {
-			out.Warnings = append(out.Warnings, change.Key+" was changed in the file and takes effect at the next start")
-		}
-	}
-	for _, w := range statusWarnings {
-		if n := counters[w.counter]; n > 0 {
-			out.Warnings = append(out.Warnings, fmt.Sprintf("%d %s", n, w.text))
-		}
-	}
-	if p.stats.reloads.Refused.Load() != 0 {
-		out.Warnings = append(out.Warnings, "the configuration file was refused when it was read last; the log says why")
-	}
-	return out
-}
-
-// statusWarnings are the counters that should be 0, with what they mean.
-var statusWarnings = [...]struct{ counter, text string }{
-	{"coap_receive_buffer_drops_total", "datagrams were lost because a receive buffer was full: raise limits.receive_buffer and net.core.rmem_max"},
-	{"coap_datagrams_send_failed_total", "datagrams could not be sent: the log says where to"},
-	{"group_send_failed_total", "group requests could not be sent on an interface"},
-	{"proxy_responses_undelivered_total", "group responses were dropped because their clients did not acknowledge those before"},
-	{"coap_dedup_refused_total", "requests were refused because too many are remembered: limits.dedup_non_idempotent"},
-	{"coap_message_id_wraps_total", "times Message IDs were used again too early"},
-	{"oscore_contexts_used_up", "OSCORE contexts are used up and do not work any more: make new ones"},
-	{"oscore_contexts_wearing_out", "OSCORE contexts have used half of what their keys are good for, or more: make new ones"},
-	{"log_lines_dropped_total", "lines of the log were dropped because nobody read them"},
-}
 
 // runStatus is the subcommand status.
 func runStatus(ctx context.Context, stdio stdio, args []string) int {
@@ -218,7 +43,7 @@ func runReload(ctx context.Context, stdio stdio, args []string) int {
 		fmt.Fprintln(stdio.err, "coapproxy: refused; the proxy goes on as it was")
 		return exitFailed
 	}
-	return ask(ctx, stdio, &c, http.MethodPost, "/v1/reload", nil, func(out io.Writer, r *reloaded) {
+	return ask(ctx, stdio, &c, http.MethodPost, "/v1/reload", nil, func(out io.Writer, r *control.Reloaded) {
 		fmt.Fprintln(out, "read again;", counted(len(r.Changed), "change", "changes"))
 		for _, change := range r.Changed {
 			fmt.Fprintln(out, " ", change)
@@ -232,7 +57,7 @@ func runReload(ctx context.Context, stdio stdio, args []string) int {
 	})
 }
 
-func printStatus(out io.Writer, s *status) {
+func printStatus(out io.Writer, s *control.Status) {
 	fmt.Fprintf(out, "coapproxy %s, process %d, up %s", s.Version, s.PID, age(s.Uptime))
 	if !s.Ready {
 		fmt.Fprint(out, ", stopping")

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -11,15 +11,8 @@ import (
 	"go.uber.org/zap"
 
 	"coapproxy/config"
+	"coapproxy/control"
 )
-
-// reloaded is what a reload did.
-type reloaded struct {
-	// Changed lists what is different now, Restart what is different in the file
-	// and takes effect when the proxy is started again.
-	Changed []string `json:"changed"`
-	Restart []string `json:"restart,omitempty"`
-}
 
 // atStart are the keys, or what they begin with, that only a start looks at: they
 // size what lives as long as the process, or mean something to exchanges under
@@ -67,15 +60,15 @@ func needsStart(c config.Change) bool {
 // reload makes the proxy work by another configuration, or, with an error, leaves
 // it altogether as it is. Clients keep their sockets and sessions, and exchanges
 // under way go on in the generation in which they began.
-func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, error) {
+func (p *Proxy) reload(c *config.Config, log *zap.Logger) (control.Reloaded, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopping {
-		return reloaded{}, errors.New("the proxy is stopping")
+		return control.Reloaded{}, errors.New("the proxy is stopping")
 	}
 	g, err := p.generationOf(c, log)
 	if err != nil {
-		return reloaded{}, err
+		return control.Reloaded{}, err
 	}
 	t, err := p.listen(c, g, log)
 	if err == nil {
@@ -85,9 +78,9 @@ func (p *runningProxy) reload(c *config.Config, log *zap.Logger) (reloaded, erro
 	}
 	if err != nil {
 		g.close()
-		return reloaded{}, err
+		return control.Reloaded{}, err
 	}
-	var r reloaded
+	var r control.Reloaded
 	changes := config.Changes(p.config.Load(), c)
 	for _, change := range changes {
 		if !needsStart(change) {
@@ -134,7 +127,7 @@ type oldGeneration struct {
 // retire lets a generation finish what it has begun, for as long as a group
 // request may last at most, and then ends it. When there are more than maxOld, one goes at
 // once: one that has nothing to do, or else the oldest.
-func (p *runningProxy) retire(g *generation, log *zap.Logger) {
+func (p *Proxy) retire(g *generation, log *zap.Logger) {
 	ctx, hurry := context.WithTimeout(p.ctx, g.lifetime)
 	o := &oldGeneration{g, hurry}
 	p.old.add(o)

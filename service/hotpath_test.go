@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -105,9 +105,9 @@ func benchmarkUnicast(b *testing.B, typ message.Type) {
 	const batch, clients = 16, 32
 	c, err := config.Parse("bench.yaml", []byte(benchConfig))
 	require.NoError(b, err)
-	p, err := startProxyOn(b.Context(), c, nil, zap.NewNop())
+	p, err := startOn(b.Context(), c, nil, zap.NewNop())
 	require.NoError(b, err)
-	defer p.stop(zap.NewNop())
+	defer p.Stop(zap.NewNop())
 	ctx, cancel := context.WithCancel(b.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()

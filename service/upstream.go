@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -42,7 +42,7 @@ const unusedUpstream = 10 * time.Minute
 
 // upstreamsOf makes the legs to single servers, which end with ctx and which g
 // waits for.
-func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *generation, log *zap.Logger) (*upstreams, error) {
+func (p *Proxy) upstreamsOf(ctx context.Context, c *config.Config, g *generation, log *zap.Logger) (*upstreams, error) {
 	datagrams := endpoint.ClientConfig{Engine: p.engine, Params: endpoint.DefaultParams(), Dedup: dedupOf(c), Stats: &p.stats.messages,
 		Log: log, Open: openClient(c), KeepType: c.Proxy.ClientTypes == config.ClientTypesKeep, NStart: g.nstart(c), RoundTrips: p.roundTrips, Queue: c.Limits.UpstreamQueue,
 		TimeoutCON: c.Limits.ResponseTimeoutCon, TimeoutNON: c.Limits.ResponseTimeout, Ports: c.Limits.UpstreamPorts, Servers: maxServers,
@@ -87,7 +87,7 @@ func (p *runningProxy) upstreamsOf(ctx context.Context, c *config.Config, g *gen
 }
 
 // secureClient says how sessions with servers over DTLS are made.
-func (p *runningProxy) secureClient(c *config.Config, s *config.Loaded, log *zap.Logger) endpoint.DTLSConfig {
+func (p *Proxy) secureClient(c *config.Config, s *config.Loaded, log *zap.Logger) endpoint.DTLSConfig {
 	limits := endpoint.DefaultDTLSLimits()
 	limits.Wait = min(limits.Wait, c.Limits.ResponseTimeoutCon) // nobody waits for longer
 	return endpoint.DTLSConfig{Engine: p.engine, Limits: limits, Stats: &p.stats.upstream.sessions, Log: log,

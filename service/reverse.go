@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"errors"
@@ -96,7 +96,7 @@ func (p *pool) close() []*listener {
 
 // mappingsOf makes the table of announced servers, which outlives generations: what
 // was announced stays good (GP-56).
-func (p *runningProxy) mappingsOf(c *config.Config, log *zap.Logger) *proxy.Mappings {
+func (p *Proxy) mappingsOf(c *config.Config, log *zap.Logger) *proxy.Mappings {
 	var pool []netip.AddrPort
 	for _, r := range c.Proxy.ServerAddresses {
 		for port := int(r.First); port <= int(r.Last); port++ {
@@ -115,7 +115,7 @@ func (p *runningProxy) mappingsOf(c *config.Config, log *zap.Logger) *proxy.Mapp
 }
 
 // reverseOf is the reverse side: what requests without Proxy option go to.
-func (p *runningProxy) reverseOf(c *config.Config) *proxy.Reverse {
+func (p *Proxy) reverseOf(c *config.Config) *proxy.Reverse {
 	v := &proxy.Reverse{Mappings: p.mappings, ServersPath: c.Proxy.ServersPath}
 	for i := range c.Routes {
 		t := &c.Routes[i]

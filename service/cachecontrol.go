@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"encoding/hex"
@@ -44,70 +44,11 @@ func (k *cacheControl) register(s *control.Server) {
 	s.Handle("GET /v1/groups", k.listGroups)
 }
 
-// cacheSummary is the answer to GET /v1/cache.
-type cacheSummary struct {
-	Enabled    bool `json:"enabled"`
-	MaxEntries int  `json:"max_entries,omitempty"`
-	MaxBytes   int  `json:"max_bytes,omitempty"`
-	// Counters has what the metrics have under cache_, without that.
-	Counters map[string]int64 `json:"counters,omitempty"`
-}
-
-// cacheEntry is one entry in the answer to GET /v1/cache/entries.
-type cacheEntry struct {
-	URI           string   `json:"uri"`
-	Server        string   `json:"server"`
-	Method        string   `json:"method"`
-	Code          string   `json:"code"`
-	ETag          string   `json:"etag,omitempty"`
-	ContentFormat *uint32  `json:"content_format,omitempty"`
-	Payload       int      `json:"payload_bytes"`
-	Bytes         int      `json:"bytes"`
-	Age           float64  `json:"age_seconds"`
-	Fresh         float64  `json:"fresh_seconds"`
-	Private       bool     `json:"private,omitempty"`
-	Client        string   `json:"client,omitempty"`
-	Groups        []string `json:"groups,omitempty"`
-}
-
-// cacheEntries is the answer to GET /v1/cache/entries.
-type cacheEntries struct {
-	Total   int          `json:"total"`
-	Entries []cacheEntry `json:"entries"`
-	// Of --group.
-	Group *groupMembers `json:"group,omitempty"`
-}
-
-// groupMembers is what is known of who is in a group.
-type groupMembers struct {
-	Name string `json:"name"`
-	URI  string `json:"uri"`
-	// Source is static, learned, directory or unknown.
-	Source string `json:"source"`
-	// Complete: these are all current members, as far as the source can tell.
-	Complete bool     `json:"complete"`
-	Members  []string `json:"members"`
-	// Directory is where they are registered, if source is directory.
-	Directory *directoryStatus `json:"directory,omitempty"`
-}
-
-// directoryStatus tells how the resource directory of a group does.
-type directoryStatus struct {
-	URI   string  `json:"uri"`
-	Valid float64 `json:"valid_seconds"` // how long the list still counts
-	Error string  `json:"error,omitempty"`
-}
-
-// cacheFlushed is the answer to POST /v1/cache/flush.
-type cacheFlushed struct {
-	Flushed int `json:"flushed"`
-}
-
 func (k *cacheControl) summary(*http.Request) (any, error) {
 	if k.cache == nil {
-		return cacheSummary{}, nil
+		return control.CacheSummary{}, nil
 	}
-	s := cacheSummary{Enabled: true, MaxEntries: k.bounds.MaxEntries, MaxBytes: int(k.bounds.MaxBytes), Counters: map[string]int64{}}
+	s := control.CacheSummary{Enabled: true, MaxEntries: k.bounds.MaxEntries, MaxBytes: int(k.bounds.MaxBytes), Counters: map[string]int64{}}
 	for _, sample := range k.metrics.Samples() {
 		name, ok := strings.CutPrefix(sample.Name, "cache_")
 		if !ok {
@@ -139,7 +80,7 @@ func (k *cacheControl) entries(r *http.Request) (any, error) {
 		return nil, err
 	}
 	infos, total := k.cache.Show(f, limit)
-	answer := cacheEntries{Total: total, Entries: make([]cacheEntry, 0, len(infos))}
+	answer := control.CacheEntries{Total: total, Entries: make([]control.CacheEntry, 0, len(infos))}
 	if group != nil {
 		m := k.membersOf(group)
 		answer.Group = &m
@@ -150,13 +91,13 @@ func (k *cacheControl) entries(r *http.Request) (any, error) {
 	return answer, nil
 }
 
-func shownEntry(i *cache.Info) cacheEntry {
+func shownEntry(i *cache.Info) control.CacheEntry {
 	host := i.Server.Addr()
 	uri := wire.URI{Scheme: i.Scheme, Host: i.Host, Port: i.Server.Port(), Path: i.Path, Query: i.Query}
 	if i.Host == "" {
 		uri.Addr = host
 	}
-	e := cacheEntry{URI: uri.String(), Server: i.Server.String(), Method: methodName(i.Method), Code: wire.CodeString(i.Code),
+	e := control.CacheEntry{URI: uri.String(), Server: i.Server.String(), Method: methodName(i.Method), Code: wire.CodeString(i.Code),
 		ETag: hex.EncodeToString(i.ETag), Payload: i.Payload, Bytes: i.Bytes, Age: seconds(i.Age), Fresh: seconds(i.Remaining),
 		Private: i.Private, Client: i.Client}
 	if value, ok := wire.First(i.Options, wire.ContentFormat); ok {
@@ -181,7 +122,7 @@ func (k *cacheControl) flush(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cacheFlushed{k.cache.Flush(f)}, nil
+	return control.CacheFlushed{Flushed: k.cache.Flush(f)}, nil
 }
 
 // filter reads which entries are meant; group is the one of group= or uri=.
@@ -296,21 +237,21 @@ func (k *cacheControl) addresses(g *config.Group) []exchange.GroupAddr {
 
 func (k *cacheControl) listGroups(*http.Request) (any, error) {
 	groups := k.config.Load().Groups
-	all := make([]groupMembers, 0, len(groups))
+	all := make([]control.GroupMembers, 0, len(groups))
 	for i := range groups {
 		all = append(all, k.membersOf(&groups[i]))
 	}
 	return struct {
-		Groups []groupMembers `json:"groups"`
+		Groups []control.GroupMembers `json:"groups"`
 	}{all}, nil
 }
 
-func (k *cacheControl) membersOf(g *config.Group) groupMembers {
-	m := groupMembers{Name: g.Name, URI: g.URI.String(), Source: sourceName(g), Members: []string{}}
+func (k *cacheControl) membersOf(g *config.Group) control.GroupMembers {
+	m := control.GroupMembers{Name: g.Name, URI: g.URI.String(), Source: sourceName(g), Members: []string{}}
 	sources := *k.members.Load()
 	if d, ok := sources[g.Name].(*membership.Directory); ok {
 		valid, err := d.Status()
-		m.Directory = &directoryStatus{URI: g.RD.URI.String(), Valid: seconds(valid)}
+		m.Directory = &control.DirectoryStatus{URI: g.RD.URI.String(), Valid: seconds(valid)}
 		if err != nil {
 			m.Directory.Error = err.Error()
 		}

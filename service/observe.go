@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"strings"
@@ -11,7 +11,7 @@ import (
 
 // sharing puts in front of next what has clients share their observations
 // (FP-60), where no cache does that: it stores nothing.
-func (p *runningProxy) sharing(c *config.Config, next exchange.Handler) (*cache.Cache, error) {
+func (p *Proxy) sharing(c *config.Config, next exchange.Handler) (*cache.Cache, error) {
 	settings := cache.Defaults()
 	settings.Next, settings.Engine, settings.Numbers = next, p.engine, p.numbers
 	settings.HopLimit = uint8(c.Proxy.HopLimit)
@@ -24,7 +24,7 @@ func (p *runningProxy) sharing(c *config.Config, next exchange.Handler) (*cache.
 // of clients whose entry has changed, and all if groups, targets or what proves who
 // a client is have changed, end with 5.03: the clients register again, and what they
 // may observe now is decided as for any request.
-func (p *runningProxy) moveObservations(before, after *generation, changes []config.Change) {
+func (p *Proxy) moveObservations(before, after *generation, changes []config.Change) {
 	all, clients := false, make(map[string]bool)
 	for _, change := range changes {
 		section, rest, _ := strings.Cut(change.Key, ".")
@@ -45,7 +45,7 @@ func (p *runningProxy) moveObservations(before, after *generation, changes []con
 // settle waits until the servers whose observations have ended with the clients'
 // have been told, one after the other as NSTART has it (FP-67, FP-92), or over is
 // closed. A server that does not answer costs the others nothing but that time.
-func (p *runningProxy) settle(over <-chan struct{}) {
+func (p *Proxy) settle(over <-chan struct{}) {
 	const interval = 10 * time.Millisecond
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"bytes"
@@ -17,8 +17,14 @@ type logControl struct {
 	writer *logWriter
 }
 
-// newLog makes the logger the configuration asks for. It never waits for who
-// reads w.
+// NewLog makes the logger the configuration asks for. It never waits for who reads
+// w: lines that find no room are dropped, and a later one says how many.
+func NewLog(c config.Log, w io.Writer) *zap.Logger {
+	log, _ := newLog(c, w)
+	return log
+}
+
+// newLog makes the logger the configuration asks for, and what changes it.
 func newLog(c config.Log, w io.Writer) (*zap.Logger, logControl) {
 	level := logControl{zap.NewAtomicLevelAt(levelOf(c)), &logWriter{to: w}}
 	e := zap.NewProductionEncoderConfig()

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 )
 
 // dtlsCredentials are those towards clients, as of now.
-func (p *runningProxy) dtlsCredentials() endpoint.DTLSCredentials {
+func (p *Proxy) dtlsCredentials() endpoint.DTLSCredentials {
 	s := p.secrets.Load()
 	out := endpoint.DTLSCredentials{Certificates: s.Certificates, Authorities: s.ClientAuthorities}
 	if s.PSK != nil {
@@ -27,7 +27,7 @@ func (p *runningProxy) dtlsCredentials() endpoint.DTLSCredentials {
 
 // serverTLS is the TLS configuration towards clients, as of now. A client need
 // not show a certificate; one that does not is known by its address alone.
-func (p *runningProxy) serverTLS() *tls.Config {
+func (p *Proxy) serverTLS() *tls.Config {
 	s := p.secrets.Load()
 	out := &tls.Config{Certificates: s.Certificates, MinVersion: tls.VersionTLS13}
 	if s.ClientAuthorities != nil {
@@ -37,7 +37,7 @@ func (p *runningProxy) serverTLS() *tls.Config {
 }
 
 // secureServer is the TLS side of a listener, nil for one without.
-func (p *runningProxy) secureServer(scheme string) *endpoint.SecureServer {
+func (p *Proxy) secureServer(scheme string) *endpoint.SecureServer {
 	if !wire.SecureScheme(scheme) {
 		return nil
 	}

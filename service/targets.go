@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"encoding/json"
@@ -22,7 +22,7 @@ const (
 // keepTargets takes over what the last run has announced as servers, and keeps it in
 // the file from now on (GP-102); empty: nowhere. A file that cannot be used is moved
 // aside, as that of stored responses is, and never keeps the proxy from starting.
-func (p *runningProxy) keepTargets(file string, log *zap.Logger) {
+func (p *Proxy) keepTargets(file string, log *zap.Logger) {
 	if file == "" {
 		return
 	}

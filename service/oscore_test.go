@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"os"
@@ -32,12 +32,12 @@ func newHopBed(t *testing.T, options ...uint16) *hopBed {
 	dir := t.TempDir()
 	contexts := filepath.Join(dir, "contexts")
 	require.NoError(t, os.Mkdir(contexts, 0o700))
-	require.NoError(t, newPair(oscorehop.PairOptions{Algorithm: oscorehop.AESCCM16Tag64}, filepath.Join(contexts, "phone.json"), filepath.Join(dir, "phone.json")))
-	end, err := oscorehop.ReadFile(filepath.Join(dir, "phone.json"))
+	end, ours, err := oscorehop.NewPair(oscorehop.PairOptions{Algorithm: oscorehop.AESCCM16Tag64})
 	require.NoError(t, err)
+	require.NoError(t, ours.WriteFile(filepath.Join(contexts, "phone.json")))
 	core, logs := observer.New(zapcore.InfoLevel)
 	numbers := wire.DefaultNumbers()
-	p := &runningProxy{numbers: &numbers, metrics: &metrics.Registry{}}
+	p := &Proxy{numbers: &numbers, metrics: &metrics.Registry{}}
 	c := config.Default()
 	c.OSCORE.Contexts, c.OSCORE.Store, c.OSCORE.Options = contexts, filepath.Join(dir, "store"), options
 	c.Clients = []config.Client{{Name: "phone", OSCORE: []string{"phone"}}}
@@ -56,7 +56,7 @@ func (b *hopBed) ask() (proxy.Layer, *oscorehop.Requester) {
 	b.t.Helper()
 	m, r, err := b.client.ProtectRequest(oscorehop.Message{Code: codes.GET}, oscorehop.DefaultClasses)
 	require.NoError(b.t, err)
-	_, layer, refusal := b.Unprotect(messageOf(m))
+	_, layer, refusal := b.Unprotect(m.OnWire())
 	require.Nil(b.t, refusal)
 	require.Equal(b.t, "phone", layer.Security().OSCORE)
 	require.Equal(b.t, "phone", layer.Context())
@@ -111,7 +111,7 @@ func TestOSCOREWornOut(t *testing.T) {
 		if i == limit-limit/5 {
 			require.True(t, layer.WornOut())
 		}
-		_, _, refusal := b.Unprotect(messageOf(m))
+		_, _, refusal := b.Unprotect(m.OnWire())
 		require.True(t, refusal.Forged)
 		require.False(t, refusal.Authentic)
 	}
@@ -123,7 +123,7 @@ func TestOSCOREWornOut(t *testing.T) {
 	}
 	good, _, err := b.client.ProtectRequest(oscorehop.Message{Code: codes.GET}, oscorehop.DefaultClasses)
 	require.NoError(t, err)
-	_, _, refusal := b.Unprotect(messageOf(good))
+	_, _, refusal := b.Unprotect(good.OnWire())
 	require.NotNil(t, refusal)
 	require.Equal(t, codes.Unauthorized, refusal.Answer.Code)
 

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -26,7 +26,7 @@ import (
 	"coapproxy/wire"
 )
 
-// runningProxy is a started proxy: what lives as long as the process, and the
+// Proxy is a proxy at work: what lives as long as the process, and the
 // generation that serves.
 //
 //	listeners ─► front ─► generation.entry ─► stored ─► exit ─► generation.exit ─► servers
@@ -34,7 +34,7 @@ import (
 // The front and exit are switched when a new generation takes over, so that
 // clients keep their sockets and sessions, and stored responses, half uploaded
 // bodies and running exchanges outlive it.
-type runningProxy struct {
+type Proxy struct {
 	ctx      context.Context // ends with the proxy
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup // the engine, and old generations
@@ -116,15 +116,15 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("http_servers", &s.httpLeg, nil)
 }
 
-// startProxy makes a proxy of a configuration and starts it. It runs until stop
+// Start makes a proxy of a configuration and starts it. It runs until Stop
 // is called, also when ctx has ended: running exchanges are given time.
-func startProxy(ctx context.Context, c *config.Config, log *zap.Logger) (*runningProxy, error) {
-	return startProxyOn(ctx, c, nil, log)
+func Start(ctx context.Context, c *config.Config, log *zap.Logger) (*Proxy, error) {
+	return startOn(ctx, c, nil, log)
 }
 
-// startProxyOn is startProxy with sockets that are open already.
-func startProxyOn(ctx context.Context, c *config.Config, passed *sockets, log *zap.Logger) (*runningProxy, error) {
-	p := &runningProxy{engine: exchange.NewEngine(), metrics: &metrics.Registry{}, numbers: numbersOf(c.Proxy.OptionNumbers),
+// startOn is Start with sockets that are open already.
+func startOn(ctx context.Context, c *config.Config, passed *sockets, log *zap.Logger) (*Proxy, error) {
+	p := &Proxy{engine: exchange.NewEngine(), metrics: &metrics.Registry{}, numbers: numbersOf(c.Proxy.OptionNumbers),
 		heard: access.NewHeard(), holdBack: proxy.NewHoldBack(), own: &ownAddresses{}, sockets: passed}
 	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	p.stats.register(p.metrics)
@@ -140,7 +140,7 @@ func startProxyOn(ctx context.Context, c *config.Config, passed *sockets, log *z
 
 // start puts the parts together: from the legs to the listeners, which open when
 // everything behind them is there.
-func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
+func (p *Proxy) start(c *config.Config, log *zap.Logger) error {
 	var err error
 	if p.roundTrips, err = endpoint.NewRoundTrips(maxRoundTrips); err != nil {
 		return err
@@ -180,9 +180,20 @@ func (p *runningProxy) start(c *config.Config, log *zap.Logger) error {
 	return p.serveControl(c.Control, log.Named("control"))
 }
 
-// stop ends the proxy: no new requests at once, running exchanges after
+// Addrs are where the proxy listens, in the order of the configuration.
+func (p *Proxy) Addrs() []netip.AddrPort {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var addrs []netip.AddrPort
+	for _, l := range p.listeners {
+		addrs = append(addrs, l.addr)
+	}
+	return addrs
+}
+
+// Stop ends the proxy: no new requests at once, running exchanges after
 // limits.grace at the latest. It returns how many were cut off.
-func (p *runningProxy) stop(log *zap.Logger) int {
+func (p *Proxy) Stop(log *zap.Logger) int {
 	p.mu.Lock()
 	p.stopping = true
 	grace := p.config.Load().Limits.Grace
@@ -199,7 +210,7 @@ func (p *runningProxy) stop(log *zap.Logger) int {
 }
 
 // close ends everything and waits for it.
-func (p *runningProxy) close() {
+func (p *Proxy) close() {
 	p.cancel()
 	for _, l := range slices.Concat(p.listeners, p.pool.close()) {
 		l.stop()

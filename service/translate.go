@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -98,7 +98,7 @@ func nstartOf(c *config.Config) func(netip.AddrPort) int {
 	}
 }
 
-func (p *runningProxy) policyOf(c *config.Config) access.Config {
+func (p *Proxy) policyOf(c *config.Config) access.Config {
 	out := access.Config{Stats: &p.stats.access, MaxTimeout: c.Proxy.MaxTimeout, MaxScope: c.Proxy.MaxScope.Value(), AllowLoopback: c.Proxy.AllowLoopback,
 		AllowLinkLocal: c.Proxy.AllowLinkLocal, AllowPrivate: c.Proxy.AllowPrivate, UnsecuredClients: !c.Proxy.RequireSecureClient, GroupRate: c.Limits.GroupRate,
 		GroupBurst: c.Limits.GroupBurst, RequestRate: c.Limits.RequestRate, RequestBurst: c.Limits.RequestBurst, PrefixRate: c.Limits.PrefixRate, PrefixBurst: c.Limits.PrefixBurst}

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"net/netip"
@@ -13,7 +13,7 @@ import (
 
 // localOf is what the proxy itself offers under /.well-known/core, to clients that
 // may use it: the routes, the HTTP side, and the proxy under its other transports.
-func (p *runningProxy) localOf(c *config.Config, g *generation, reverse *proxy.Reverse) proxy.Local {
+func (p *Proxy) localOf(c *config.Config, g *generation, reverse *proxy.Reverse) proxy.Local {
 	return proxy.Local{Links: func(r *exchange.Request) []proxy.Link {
 		if r.Client == nil {
 			return nil

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -58,7 +58,7 @@ func (l *listener) stop() {
 // transition is the step from the listeners that are open to those that a
 // configuration names. Those in both stay as they are.
 type transition struct {
-	proxy      *runningProxy
+	proxy      *Proxy
 	generation *generation
 	log        *zap.Logger
 	next       []*listener // in the order of the configuration
@@ -70,7 +70,7 @@ type transition struct {
 
 // listen opens what c names and is not open yet. Nothing serves before apply; an
 // error leaves everything as it was.
-func (p *runningProxy) listen(c *config.Config, g *generation, log *zap.Logger) (*transition, error) {
+func (p *Proxy) listen(c *config.Config, g *generation, log *zap.Logger) (*transition, error) {
 	t := &transition{proxy: p, generation: g, log: log, closed: make(map[*listener]bool)}
 	names, kept := listenerNames(c.Listen), make(map[string]*listener)
 	for _, l := range p.listeners {
@@ -172,7 +172,7 @@ func (t *transition) abandon() {
 }
 
 // open opens one listener, for the generation that is about to serve.
-func (p *runningProxy) open(c *config.Config, g *generation, l config.Listener, name string, log *zap.Logger) (*listener, error) {
+func (p *Proxy) open(c *config.Config, g *generation, l config.Listener, name string, log *zap.Logger) (*listener, error) {
 	var o *listener
 	var err error
 	switch l.Scheme {
@@ -195,7 +195,7 @@ func (p *runningProxy) open(c *config.Config, g *generation, l config.Listener, 
 
 // datagrams opens a listener over UDP, or over DTLS: with pre-shared keys, a
 // certificate, or both, by the choice of the client.
-func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.Logger) (*listener, error) {
+func (p *Proxy) datagrams(c *config.Config, l config.Listener, log *zap.Logger) (*listener, error) {
 	passed, err := p.sockets.take(l.Addr, unix.SOCK_DGRAM)
 	if err != nil {
 		return nil, err
@@ -228,7 +228,7 @@ func (p *runningProxy) datagrams(c *config.Config, l config.Listener, log *zap.L
 }
 
 // streamServer is the server of all connections over TCP and WebSocket.
-func (p *runningProxy) streamServer(c *config.Config, log *zap.Logger) *endpoint.StreamServer {
+func (p *Proxy) streamServer(c *config.Config, log *zap.Logger) *endpoint.StreamServer {
 	limits := connectionsWithin(descriptorLimit(), c)
 	limits.tell(log)
 	return endpoint.NewStreamServer(endpoint.StreamConfig{Engine: p.engine, Requests: p.front, MaxToken: c.Limits.MaxToken,
@@ -236,7 +236,7 @@ func (p *runningProxy) streamServer(c *config.Config, log *zap.Logger) *endpoint
 }
 
 // connections opens a listener over TCP or WebSocket.
-func (p *runningProxy) connections(l config.Listener, log *zap.Logger) (*listener, error) {
+func (p *Proxy) connections(l config.Listener, log *zap.Logger) (*listener, error) {
 	socket, err := p.sockets.listenTCP(p.ctx, l.Addr)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"errors"
@@ -44,7 +44,7 @@ type oscoreHop struct {
 }
 
 // openOSCORE opens what the contexts of a configuration are kept in.
-func (p *runningProxy) openOSCORE(c *config.Config, log *zap.Logger) (*oscoreHop, error) {
+func (p *Proxy) openOSCORE(c *config.Config, log *zap.Logger) (*oscoreHop, error) {
 	store, err := oscorehop.OpenBoltStore(c.OSCORE.Store)
 	if err != nil {
 		return nil, fmt.Errorf("OSCORE store: %w", err)
@@ -64,7 +64,7 @@ func (p *runningProxy) openOSCORE(c *config.Config, log *zap.Logger) (*oscoreHop
 // protectionOf loads the contexts that a configuration names and returns how
 // requests protected with them are served; nil when there never were any. When a
 // context file is wrong nothing is changed.
-func (p *runningProxy) protectionOf(c *config.Config, targets *proxy.Targets, log *zap.Logger) (*proxy.Protection, error) {
+func (p *Proxy) protectionOf(c *config.Config, targets *proxy.Targets, log *zap.Logger) (*proxy.Protection, error) {
 	if p.oscore == nil {
 		if len(c.ClientContexts())+len(c.HopContexts()) == 0 {
 			return nil, nil
@@ -114,7 +114,7 @@ func (h *oscoreHop) close() {
 
 // towards puts the layer of a context, named in the configuration, in front of a
 // leg. The context is looked up for each request: a reload may replace it.
-func (p *runningProxy) towards(context string, next exchange.Handler) exchange.Handler {
+func (p *Proxy) towards(context string, next exchange.Handler) exchange.Handler {
 	return exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 		h := p.oscore
 		t := &oscorehop.Towards{Next: next, Hop: &h.hop, Context: func() *oscorehop.Context { return h.ring.Get(context) }, Used: h.watch}
@@ -124,7 +124,7 @@ func (p *runningProxy) towards(context string, next exchange.Handler) exchange.H
 
 // protectedServers is the leg over UDP with a layer for the servers that have one
 // (OH-102, OH-121).
-func (p *runningProxy) protectedServers(c *config.Config, next exchange.Handler) exchange.Handler {
+func (p *Proxy) protectedServers(c *config.Config, next exchange.Handler) exchange.Handler {
 	if len(c.OSCORE.Servers) == 0 {
 		return next
 	}
@@ -177,7 +177,7 @@ func (h *oscoreHop) refusal(err error, layer *oscoreLayer) *proxy.LayerRefusal {
 	switch {
 	case errors.As(err, &challenge): // OH-54
 		h.stats.Challenges.Add(1)
-		return &proxy.LayerRefusal{Answer: messageOf(challenge.Response), Authentic: true, Reason: err}
+		return &proxy.LayerRefusal{Answer: challenge.Response.OnWire(), Authentic: true, Reason: err}
 	case errors.As(err, &plaintext): // OC-24
 		r := &proxy.LayerRefusal{Authentic: true, Reason: err}
 		if answer, err := layer.Protect(&wire.Message{Code: codes.BadRequest, Payload: []byte("malformed plaintext")}); err == nil {
@@ -186,13 +186,9 @@ func (h *oscoreHop) refusal(err error, layer *oscoreLayer) *proxy.LayerRefusal {
 		return r
 	case errors.As(err, &verify): // OH-50 to OH-53
 		h.stats.Refused[verify.Reason].Add(1)
-		return &proxy.LayerRefusal{Answer: messageOf(verify.Response()), Forged: verify.Reason == oscorehop.Forged, Reason: err}
+		return &proxy.LayerRefusal{Answer: verify.Response().OnWire(), Forged: verify.Reason == oscorehop.Forged, Reason: err}
 	}
 	return &proxy.LayerRefusal{Reason: err} // a challenge that could not be protected
-}
-
-func messageOf(m oscorehop.Message) *wire.Message {
-	return &wire.Message{Code: m.Code, Options: m.Options, Payload: m.Payload}
 }
 
 // watch tells the operator how far the keys of a context are used up (OC-54).
@@ -246,7 +242,7 @@ func (l *oscoreLayer) Protect(m *wire.Message) (*wire.Message, error) {
 		return nil, err
 	}
 	h.stats.Protected.Add(1)
-	return messageOf(out), nil
+	return out.OnWire(), nil
 }
 
 // unprotectable is the 5.02 in place of a response that cannot go through a layer;

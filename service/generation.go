@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -60,7 +60,7 @@ type leg interface {
 
 // generationOf makes a generation, whose sockets are open and whom nobody asks
 // yet. It lasts until close.
-func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *generation, err error) {
+func (p *Proxy) generationOf(c *config.Config, log *zap.Logger) (_ *generation, err error) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	g := &generation{config: c, cancel: cancel, lifetime: c.Proxy.MaxTimeout + c.Limits.ResponseTimeoutCon}
 	defer func() {
@@ -117,13 +117,13 @@ func (p *runningProxy) generationOf(c *config.Config, log *zap.Logger) (_ *gener
 
 // protect makes requests protected with the OSCORE contexts of g's configuration
 // work. It comes last, because it takes contexts away that there are no more.
-func (p *runningProxy) protect(g *generation, log *zap.Logger) (err error) {
+func (p *Proxy) protect(g *generation, log *zap.Logger) (err error) {
 	g.protected, err = p.protectionOf(g.config, g.targets, log.Named("oscore"))
 	return err
 }
 
 // serve makes g the generation that gets the requests.
-func (p *runningProxy) serve(g *generation) {
+func (p *Proxy) serve(g *generation) {
 	var before *chain.Chain
 	if old := p.serving.Load(); old != nil {
 		before = old.chain.Load()

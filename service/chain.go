@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -22,7 +22,7 @@ const maxRoundTrips = 16384
 
 // chainOf makes the leg to the next proxies out of those to servers. It sets g.chain, which stays nil where there
 // is no next proxy, and returns what gets their requests.
-func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generation, servers *upstreams, log *zap.Logger) exchange.Handler {
+func (p *Proxy) chainOf(ctx context.Context, c *config.Config, g *generation, servers *upstreams, log *zap.Logger) exchange.Handler {
 	if len(c.NextHop) == 0 {
 		return nil
 	}
@@ -75,12 +75,12 @@ func (p *runningProxy) chainOf(ctx context.Context, c *config.Config, g *generat
 
 // earlyStop are the options of the request that ends a group request at a next
 // proxy (GP-103).
-func (p *runningProxy) earlyStop() message.Options {
+func (p *Proxy) earlyStop() message.Options {
 	return message.Options{{ID: p.numbers.MulticastTimeout, Value: []byte{}}}
 }
 
 // hopStats are the counters of a next proxy, the same ones in every generation.
-func (p *runningProxy) hopStats(name string) *chain.Stats {
+func (p *Proxy) hopStats(name string) *chain.Stats {
 	s := p.hops[name]
 	if s == nil {
 		if p.hops == nil {
@@ -119,7 +119,7 @@ func resolve(ctx context.Context, c *config.Config, host string) ([]netip.Addr, 
 
 // nextHopOf says which next proxy has a target; nil if there are none. A
 // link-local server is where it was heard: its zone means nothing here.
-func (p *runningProxy) nextHopOf(c *config.Config) func(scheme, host string, addr netip.Addr, port uint16) string {
+func (p *Proxy) nextHopOf(c *config.Config) func(scheme, host string, addr netip.Addr, port uint16) string {
 	if len(c.NextHop) == 0 {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 )
 
 // httpLegOf makes the leg to HTTP servers, nil if no client may reach any.
-func (p *runningProxy) httpLegOf(ctx context.Context, c *config.Config, g *generation, log *zap.Logger) *httpbridge.Leg {
+func (p *Proxy) httpLegOf(ctx context.Context, c *config.Config, g *generation, log *zap.Logger) *httpbridge.Leg {
 	wanted := slices.ContainsFunc(c.Clients, func(cl config.Client) bool {
 		return slices.ContainsFunc(cl.Forward, func(t config.Target) bool { return t.Scheme == "http" || t.Scheme == "https" })
 	})
@@ -35,7 +35,7 @@ func (p *runningProxy) httpLegOf(ctx context.Context, c *config.Config, g *gener
 
 // redirect finds out where a redirection of an HTTP server leads, and refuses
 // what the client could not ask for itself (HC-34, HC-103).
-func (p *runningProxy) redirect(ctx context.Context, c *config.Config, g *generation, r *exchange.Request, to *url.URL) (exchange.Target, error) {
+func (p *Proxy) redirect(ctx context.Context, c *config.Config, g *generation, r *exchange.Request, to *url.URL) (exchange.Target, error) {
 	refused := exchange.Failf(exchange.Denied, "the HTTP server redirects to where this client may not go")
 	u, err := wire.ParseURI(to.Scheme + "://" + to.Host)
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"context"
@@ -39,7 +39,7 @@ func (r *reloads) note(err error) {
 }
 
 // registerGauges adds what is computed when somebody asks.
-func (p *runningProxy) registerGauges() {
+func (p *Proxy) registerGauges() {
 	var drops endpoint.ReceiveDrops
 	p.metrics.Func("coap_receive_buffer_drops_total", "Datagrams the kernel dropped because a receive buffer was full.", func() int64 { return int64(drops.Read()) })
 	p.metrics.Func("coap_deadlines", "Deadlines scheduled: retransmissions, timeouts, what grows old.", func() int64 { return int64(p.engine.Scheduled()) })
@@ -62,7 +62,7 @@ func (p *runningProxy) registerGauges() {
 }
 
 // registerKeyUse adds how far the keys of the OSCORE contexts are used up (OC-54).
-func (p *runningProxy) registerKeyUse() {
+func (p *Proxy) registerKeyUse() {
 	most := func(of func(u oscorehop.Usage) int64, add bool) func() int64 {
 		return func() (n int64) {
 			p.mu.Lock()
@@ -97,7 +97,7 @@ func (p *runningProxy) registerKeyUse() {
 }
 
 // generations are the one that serves and the old ones.
-func (p *runningProxy) generations() []*generation {
+func (p *Proxy) generations() []*generation {
 	out := p.old.list()
 	if g := p.serving.Load(); g != nil {
 		out = append(out, g)
@@ -107,7 +107,7 @@ func (p *runningProxy) generations() []*generation {
 
 // serveMetrics tells over HTTP how the proxy is, as long as it lives. A listener
 // that the configuration does not ask for may be missing.
-func (p *runningProxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
+func (p *Proxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
 	addr, required := c.Addr()
 	if !addr.IsValid() {
 		return nil
@@ -129,7 +129,7 @@ func (p *runningProxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
 		p.own.add("http", netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
 	}
 	log.Info("metrics", zap.String("uri", "http://"+l.Addr().String()+"/metrics"))
-	s := &metrics.Server{Registry: p.metrics, Version: version(), Healthy: p.healthy, Ready: p.ready, Profiles: c.PProf, Log: log}
+	s := &metrics.Server{Registry: p.metrics, Version: Version(), Healthy: p.healthy, Ready: p.ready, Profiles: c.PProf, Log: log}
 	p.wg.Go(func() {
 		if err := s.Serve(p.ctx, l); err != nil {
 			log.Error("metrics are not served any more", zap.Error(err))
@@ -140,7 +140,7 @@ func (p *runningProxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
 
 // healthy reports whether the proxy works: its deadlines fire, on which every
 // exchange depends.
-func (p *runningProxy) healthy(ctx context.Context) error {
+func (p *Proxy) healthy(ctx context.Context) error {
 	fired := make(chan struct{})
 	d := &exchange.Deadline{Fire: exchange.FireFunc(func(time.Time) { close(fired) })}
 	p.engine.Schedule(d, time.Now())
@@ -154,7 +154,7 @@ func (p *runningProxy) healthy(ctx context.Context) error {
 }
 
 // ready reports whether the proxy takes requests.
-func (p *runningProxy) ready(context.Context) error {
+func (p *Proxy) ready(context.Context) error {
 	if p.front.Draining() {
 		return errors.New("stopping")
 	}

@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ import (
 )
 
 // cacheOf puts the cache in front of next.
-func (p *runningProxy) cacheOf(c *config.Config, next exchange.Handler, log *zap.Logger) (exchange.Handler, error) {
+func (p *Proxy) cacheOf(c *config.Config, next exchange.Handler, log *zap.Logger) (exchange.Handler, error) {
 	p.save = func() {}
 	shown := &cacheControl{bounds: c.Cache, metrics: p.metrics, members: &p.members, config: &p.config}
 	defer func() { shown.register(p.control) }()
@@ -94,7 +94,7 @@ type directories map[string]*membership.Directory
 
 // directoriesOf makes the resource directories of a configuration; where the one
 // before asked the same, they begin with what is known. leg asks them.
-func (p *runningProxy) directoriesOf(c *config.Config, leg exchange.Handler, log *zap.Logger) directories {
+func (p *Proxy) directoriesOf(c *config.Config, leg exchange.Handler, log *zap.Logger) directories {
 	all := make(directories)
 	for i := range c.Groups {
 		g := &c.Groups[i]

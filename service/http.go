@@ -1,4 +1,4 @@
-package main
+package service
 
 import (
 	"bytes"
@@ -53,7 +53,7 @@ func (h *httpSide) serve(g *generation, listeners []*listener) {
 }
 
 // webOf makes the HTTP front of a generation.
-func (p *runningProxy) webOf(c *config.Config, g *generation, log *zap.Logger) error {
+func (p *Proxy) webOf(c *config.Config, g *generation, log *zap.Logger) error {
 	schemes := make(map[string]bool)
 	for _, l := range c.Listen {
 		schemes[l.Scheme] = true
@@ -98,14 +98,14 @@ func hostNames(c *config.Config) []string {
 }
 
 // knownHost reports whether a Host field names this proxy.
-func (p *runningProxy) knownHost(host string) bool {
+func (p *Proxy) knownHost(host string) bool {
 	o := httpbridge.Origins{Hosts: hostNames(p.config.Load())}
 	return o.KnownHost(host)
 }
 
 // webRoutes are the routes that HTTP clients can ask for, by a path or by a name
 // (HC-10), or by a listener; a group's may have a default T' (HC-92).
-func (p *runningProxy) webRoutes(c *config.Config) (out []httpbridge.Route) {
+func (p *Proxy) webRoutes(c *config.Config) (out []httpbridge.Route) {
 	for i := range c.Routes {
 		r := &c.Routes[i]
 		reachable := len(r.Listen) == 0 || slices.ContainsFunc(r.Listen, func(l config.Listener) bool { return l.Scheme == "http" || l.Scheme == "https" })
@@ -144,7 +144,7 @@ func viaName(identifier string) string {
 
 // httpClients tells who HTTP clients are: by the same entries as CoAP clients
 // (HC-100).
-func (p *runningProxy) httpClients(c *config.Config, g *generation, log *zap.Logger) (*httpbridge.Authentication, error) {
+func (p *Proxy) httpClients(c *config.Config, g *generation, log *zap.Logger) (*httpbridge.Authentication, error) {
 	policy := g.policy
 	out := &httpbridge.Authentication{Client: policy.IdentifyHTTP, PlainCredentials: c.HTTP.PlainCredentials, Sessions: p.http.sessions,
 		Network: func(peer netip.AddrPort) *exchange.Identity { return policy.Identify(peer, nil) },
@@ -185,7 +185,7 @@ func (p *runningProxy) httpClients(c *config.Config, g *generation, log *zap.Log
 const httpGrace = 500 * time.Millisecond
 
 // listenHTTP opens a listener for HTTP.
-func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, front *httpbridge.Front, log *zap.Logger) (*listener, error) {
+func (p *Proxy) listenHTTP(c *config.Config, l config.Listener, front *httpbridge.Front, log *zap.Logger) (*listener, error) {
 	limits := &c.HTTP.Limits
 	settings := httpbridge.ListenConfig{Addr: l.Addr, Front: front, MaxHeader: int(limits.Header), MaxConns: connectionsWithin(descriptorLimit(), c).web,
 		MaxPeerConns: limits.PeerConnections, MaxStreams: limits.Streams, HeaderTimeout: limits.HeaderTimeout,
@@ -209,7 +209,7 @@ func (p *runningProxy) listenHTTP(c *config.Config, l config.Listener, front *ht
 }
 
 // drain is Front.Drain of both fronts at once.
-func (p *runningProxy) drain(over <-chan struct{}) (left int) {
+func (p *Proxy) drain(over <-chan struct{}) (left int) {
 	if p.http.front == nil {
 		return p.front.Drain(over)
 	}
