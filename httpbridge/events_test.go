@@ -141,7 +141,7 @@ func TestEventsHeartbeat(t *testing.T) {
 // EventSource can set no field; each event names its server.
 func TestGroupEvents(t *testing.T) {
 	f, chain := newFront(t, func(c *Config) {
-		c.Mapping.Routes = []Route{{Path: "/lamps", Target: "coap://224.0.1.187/light", Timeout: exchange.Timeout{Seconds: 2, Present: true}}}
+		c.Mapping.Routes = []Route{{Path: []string{"lamps"}, Target: "coap://224.0.1.187/light", Timeout: exchange.Timeout{Seconds: 2, Present: true}}}
 	})
 	exchanges := chain.keepsRunning()
 	head, _, body, over := stream(t, f, "/lamps", "Accept: text/event-stream")

@@ -36,13 +36,14 @@ type Mapping struct {
 // Route maps a path, and everything below it, to a CoAP URI and what is below
 // that (HC-10).
 type Route struct {
-	// Host is the host the client asked for, without port; empty: any.
+	// Host is the host the client asked for, without port or brackets; empty: any.
 	Host string
 	// Listener reports whether a request came by one of the listeners for which the
 	// route is; nil: by any.
 	Listener func(scheme string, local netip.AddrPort) bool
-	// Path begins with a slash and is compared as it was sent.
-	Path string
+	// Path are the segments that the path must begin with. They are compared with
+	// what those of the request mean, however they are encoded.
+	Path []string
 	// Target is a CoAP URI without query.
 	Target string
 	// Timeout stands in for a missing Multicast-Timeout field (HC-92).
@@ -90,6 +91,8 @@ type mapping struct {
 
 type mappedRoute struct {
 	Route
+	addr   netip.Addr // that Host is; else invalid
+	path   string     // written out, without a slash at the end
 	target wire.URI
 	text   string // the target without a slash at the end
 }
@@ -113,14 +116,13 @@ func newMapping(c Mapping) (*mapping, error) {
 		u, err := wire.ParseURI(r.Target)
 		switch {
 		case err != nil:
-			return nil, fmt.Errorf("route %s: %w", r.Path, err)
+			return nil, fmt.Errorf("route to %s: %w", r.Target, err)
 		case !isCoAP(u.Scheme), u.Query != nil, u.HasUserinfo:
-			return nil, fmt.Errorf("route %s: the target must be a CoAP URI without query", r.Path)
-		case !strings.HasPrefix(r.Path, "/"):
-			return nil, fmt.Errorf("route %q: the path must begin with a slash", r.Path)
+			return nil, fmt.Errorf("route to %s: the target must be a CoAP URI without query", r.Target)
 		}
 		m.elsewhere = m.elsewhere || r.Host != "" || r.Listener != nil
-		m.routes = append(m.routes, mappedRoute{Route: r, target: u, text: strings.TrimSuffix(u.String(), "/")})
+		addr, _ := netip.ParseAddr(r.Host)
+		m.routes = append(m.routes, mappedRoute{Route: r, addr: addr.Unmap(), path: pathOf(r.Path), target: u, text: strings.TrimSuffix(u.String(), "/")})
 	}
 	return m, nil
 }
@@ -187,6 +189,12 @@ func (m *mapping) resolve(target string, to addressed) (place, *problem) {
 // origin reads a request target in origin form.
 func (m *mapping) origin(target string, to *addressed) (place, *problem) {
 	path, query, hasQuery := strings.Cut(target, "?")
+	if strings.IndexByte(path, '%') >= 0 {
+		path = normalPath(path)
+		if target = path; hasQuery {
+			target += "?" + query
+		}
+	}
 	switch path {
 	case corePath:
 		return place{kind: placeCore, query: query}, nil
@@ -197,9 +205,8 @@ func (m *mapping) origin(target string, to *addressed) (place, *problem) {
 	}
 	for i := range m.routes {
 		r := &m.routes[i]
-		rest, ok := strings.CutPrefix(path, strings.TrimSuffix(r.Path, "/"))
-		if !ok || rest != "" && rest[0] != '/' || r.Host != "" && !strings.EqualFold(r.Host, hostOnly(to.host)) ||
-			r.Listener != nil && !r.Listener(to.scheme, to.local) {
+		rest, ok := cutSegments(path, r.Path)
+		if !ok || r.Host != "" && !r.isFor(hostOnly(to.host)) || r.Listener != nil && !r.Listener(to.scheme, to.local) {
 			continue
 		}
 		if hasQuery {
@@ -305,7 +312,7 @@ func (m *mapping) hosting(p *place, u wire.URI) string {
 	}
 	if p.route != nil {
 		if rest, ok := strings.CutPrefix(text, p.route.text); ok && (rest == "" || rest[0] == '/' || rest[0] == '?') {
-			return strings.TrimSuffix(p.route.Path, "/") + rest
+			return p.route.path + rest
 		}
 	}
 	return m.Prefix + strings.NewReplacer("[", "%5B", "]", "%5D").Replace(text)

@@ -2,6 +2,7 @@ package httpbridge
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -15,8 +16,8 @@ import (
 func TestRequestTargets(t *testing.T) {
 	all := func(c *Config) {
 		c.Mapping = Mapping{Forward: true, Routes: []Route{
-			{Path: "/lights", Target: "coap://[ff05::fd]/light", Timeout: exchange.Timeout{Seconds: 3, Present: true}},
-			{Path: "/", Host: "boiler.example", Target: "coap://192.0.2.9:61616"},
+			{Path: []string{"lights"}, Target: "coap://[ff05::fd]/light", Timeout: exchange.Timeout{Seconds: 3, Present: true}},
+			{Host: "boiler.example", Target: "coap://192.0.2.9:61616"},
 		}}
 	}
 	for _, x := range []struct {
@@ -99,10 +100,56 @@ func TestRefusedTargets(t *testing.T) {
 	}
 }
 
+// A path is compared by what it means (RFC 3986 §6.2.2), and what goes out is what was
+// compared: an encoded slash separates nothing, and nothing is decoded twice (HC-10, HC-13).
+func TestEncodedPaths(t *testing.T) {
+	m, err := newMapping(Mapping{Forward: true, DefaultScheme: "coap", Templates: []string{"forward/{+tu}"}, Routes: []Route{
+		{Path: []string{"lamps", "all!"}, Target: "coap://192.0.2.1"},
+		{Path: []string{"lamps"}, Target: "coap://192.0.2.2/light"},
+		{Path: []string{"Straße"}, Target: "coap://192.0.2.3/"},
+		{Path: []string{"a/b"}, Target: "coap://192.0.2.4"},
+		{Path: []string{"100%25"}, Target: "coap://192.0.2.5"},
+		{Host: "2001:db8::1", Target: "coap://192.0.2.6"},
+		{Host: "boiler.example", Target: "coap://192.0.2.7/b"}}})
+	require.NoError(t, err)
+	for target, want := range map[string]string{
+		"/lamps": "coap://192.0.2.2/light", "/l%61mps": "coap://192.0.2.2/light", "/%6c%61%6D%70%73/x": "coap://192.0.2.2/light/x",
+		"/lamps/": "coap://192.0.2.2/light/", "/lamps/%7Eme": "coap://192.0.2.2/light/~me", "/lamps?%61": "coap://192.0.2.2/light?a",
+		"/lamps/all!": "coap://192.0.2.1/", "/lamps/all%21/": "coap://192.0.2.1/", "/lamps/all%2521": "coap://192.0.2.2/light/all%2521",
+		"/lamps/a%2Fb": "coap://192.0.2.2/light/a%2Fb", "/lamps//x": "coap://192.0.2.2/light//x", "/lamps/%25%32%65": "coap://192.0.2.2/light/%252e",
+		"/lamps/%252e%252e/x": "coap://192.0.2.2/light/%252e%252e/x", "/lamps/all!%2F..": "coap://192.0.2.2/light/all!%2F..",
+		"/Stra%c3%9fe": "coap://192.0.2.3/", "/Straße/x": "coap://192.0.2.3/x", "/a%2fb": "coap://192.0.2.4/", "/100%2525/x": "coap://192.0.2.5/x",
+		"/%68c/coap://h/%61": "coap://h/a", "/hc/coap://h/a%2fb": "coap://h/a%2Fb", "/%68%63/?target_uri=coap://h/%61": "coap://h/a",
+		"http://[2001:DB8::1]:80/x": "coap://192.0.2.6/x", "http://boiler.example./x": "coap://192.0.2.7/b/x",
+		"/lamps%2Fall!": "404", "/lamps%2fx": "404", "/%2Flamps": "404", "//lamps": "404", "/lamps%00": "404", "/lamps%": "404", "/lamp%73%": "404",
+		"/LAMPS": "404", "/l%2561mps": "404", "/lamps%c0%afx": "404", "/x/../lamps": "404", "/lamps/%": "400", "/lamps/%6": "400",
+		"/lamps/..": "400", "/lamps/%2e%2E/x": "400", "/lamps/.%2e": "400", "/lamps/%2e": "400", "/lamps/%c0%ae%c0%ae/x": "400", "/lamps/x%c0%af": "400",
+		"/lamps/%ff": "400", "http://[2001:db8::1]/../x": "400", "http://[2001:db8::2]/x": "404", "/%6fpenapi.json": "openapi", "/.well-known%2Fcore": "404",
+		"/.well%2Dknown/cor%65": "core", "/%73ession": "session",
+	} {
+		p, refusal := m.resolve(target, addressed{host: "localhost"})
+		got := p.uri.String()
+		switch {
+		case refusal != nil:
+			got = strconv.Itoa(refusal.status)
+		case p.kind == placeOpenAPI:
+			got = "openapi"
+		case p.kind == placeCore:
+			got = "core"
+		case p.kind == placeSession:
+			got = "session"
+		}
+		require.Equal(t, want, got, target)
+		again, refused := m.find(target, addressed{host: "localhost"})
+		require.Equal(t, refusal, refused)
+		require.Equal(t, p, *again)
+	}
+}
+
 // A route brings the Multicast-Timeout that EventSource and links cannot (HC-92).
 func TestRouteTimeout(t *testing.T) {
 	f, chain := newFront(t, func(c *Config) {
-		c.Mapping.Routes = []Route{{Path: "/lights", Target: "coap://[ff05::fd]/light", Timeout: exchange.Timeout{Seconds: 3, Present: true}}}
+		c.Mapping.Routes = []Route{{Path: []string{"lights"}, Target: "coap://[ff05::fd]/light", Timeout: exchange.Timeout{Seconds: 3, Present: true}}}
 	})
 	do(f, "GET", "/lights", "")
 	require.Equal(t, exchange.Timeout{Seconds: 3, Present: true}, chain.last().Timeout)
@@ -152,8 +199,8 @@ func TestTemplates(t *testing.T) {
 func TestBadMappings(t *testing.T) {
 	for _, m := range []Mapping{
 		{Prefix: "hc/"}, {Prefix: "/hc"}, {Prefix: "/h c/"}, {Templates: []string{"{+x}"}},
-		{Routes: []Route{{Path: "x", Target: "coap://h"}}}, {Routes: []Route{{Path: "/x", Target: "http://h/"}}},
-		{Routes: []Route{{Path: "/x", Target: "coap://h/?q"}}}, {Routes: []Route{{Path: "/x", Target: "h"}}},
+		{Routes: []Route{{Path: []string{"x"}, Target: "http://h/"}}},
+		{Routes: []Route{{Path: []string{"x"}, Target: "coap://h/?q"}}}, {Routes: []Route{{Path: []string{"x"}, Target: "h"}}},
 	} {
 		_, err := newMapping(m)
 		require.Error(t, err, m)
@@ -164,11 +211,11 @@ func TestBadMappings(t *testing.T) {
 // refusal says why, or the target is a CoAP URI in normal form.
 func FuzzTarget(f *testing.F) {
 	for _, seed := range []string{"/hc/coap://192.0.2.7/temp", "/hc/?target_uri=coap%3A%2F%2Fh%2Fp", "coap://[::1]/x", "*", "/lights/a?b",
-		"/hc/coap/h/p?q", "http://h/hc/coap://%5B::1%25lo%5D", "/hc/coap://h/%00", "//", "/hc/?target_uri=coap://h/?", "http:///hc/"} {
+		"/l%69ghts/%2e%2e", "/lights%2fa/%2F", "/hc/coap/h/p?q", "http://h/hc/coap://%5B::1%25lo%5D", "/hc/coap://h/%00", "//", "/hc/?target_uri=coap://h/?", "http:///hc/"} {
 		f.Add(seed, "localhost")
 	}
 	m, err := newMapping(Mapping{Forward: true, DefaultScheme: "coap", Templates: []string{"{+s}/{+hp}{+p}{+qq}", "?hp={+hp}&p={+p}"},
-		Routes: []Route{{Path: "/lights", Target: "coap://[ff05::fd]/light"}, {Host: "h", Path: "/", Target: "coap://h"}}})
+		Routes: []Route{{Path: []string{"lights"}, Target: "coap://[ff05::fd]/light"}, {Host: "h", Target: "coap://h"}}})
 	require.NoError(f, err)
 	f.Fuzz(func(t *testing.T, target, host string) {
 		p, refusal := m.resolve(target, addressed{host: host})
@@ -189,7 +236,11 @@ func FuzzTarget(f *testing.F) {
 		require.Equal(t, text, again.String())
 		require.True(t, isCoAP(again.Scheme))
 		// What is written for clients leads back to the same target.
-		if p.route == nil && !p.forward {
+		if p.route != nil { // a route is found by what its segments mean, and what is below it goes on as it is
+			require.True(t, strings.HasPrefix(text, p.route.text), text)
+			return
+		}
+		if !p.forward {
 			// HC-1: the hosting URI of a target leads to that target.
 			back, refusal := m.resolve(m.hosting(&p, p.uri), addressed{host: host})
 			require.Nil(t, refusal)

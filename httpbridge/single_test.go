@@ -65,7 +65,7 @@ func TestSinglesAreNotShared(t *testing.T) {
 }
 
 func TestPlacesAreRemembered(t *testing.T) {
-	m, err := newMapping(Mapping{Routes: []Route{{Path: "/lamp", Target: "coap://192.0.2.1/l"}}})
+	m, err := newMapping(Mapping{Routes: []Route{{Path: []string{"lamp"}, Target: "coap://192.0.2.1/l"}}})
 	require.NoError(t, err)
 	targets := []string{"/hc/coap://192.0.2.7/a", "/hc/coap://192.0.2.7/b", "/lamp/x?y", "/.well-known/core?rt=x"}
 	for range 3 {
@@ -81,7 +81,7 @@ func TestPlacesAreRemembered(t *testing.T) {
 	_, refusal = m.find("/nothing", addressed{host: "h"})
 	require.NotNil(t, refusal, "what is refused is not remembered")
 
-	m, err = newMapping(Mapping{Routes: []Route{{Host: "a.example", Path: "/", Target: "coap://192.0.2.1"}, {Host: "b.example", Path: "/", Target: "coap://192.0.2.2"}}})
+	m, err = newMapping(Mapping{Routes: []Route{{Host: "a.example", Path: nil, Target: "coap://192.0.2.1"}, {Host: "b.example", Path: nil, Target: "coap://192.0.2.2"}}})
 	require.NoError(t, err)
 	for range 3 {
 		a, _ := m.find("/x", addressed{host: "a.example"})

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -116,16 +115,9 @@ func (p *Proxy) webRoutes(c *config.Config) (out []httpbridge.Route) {
 		if len(r.Listen) > 0 {
 			came = func(scheme string, local netip.AddrPort) bool { return p.bound.has(r.Listen, scheme, local) }
 		}
-		path := "/"
-		for i, segment := range r.Path {
-			if i > 0 {
-				path += "/"
-			}
-			path += url.PathEscape(segment)
-		}
 		target := wire.URI{Scheme: r.To.Scheme, Host: r.To.Host, Addr: r.To.Addr, Port: r.To.Port, Path: r.To.Path}
 		for _, host := range append(r.Host[:len(r.Host):len(r.Host)], "")[:max(len(r.Host), 1)] {
-			out = append(out, httpbridge.Route{Host: host, Listener: came, Path: path, Target: target.String(),
+			out = append(out, httpbridge.Route{Host: host, Listener: came, Path: r.Path, Target: target.String(),
 				Timeout: exchange.Timeout{Seconds: uint32(r.MulticastTimeout / time.Second), Present: r.MulticastTimeout > 0}})
 		}
 	}

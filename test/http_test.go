@@ -279,3 +279,41 @@ func TestHTTPRoutes(t *testing.T) {
 	in := c.ask(&coap.Message{Type: coap.CON, Code: coap.GET, Options: []coap.Option{coap.Opt(coap.URIPath, "c")}})
 	require.Equal(t, "server/c", string(in.Payload))
 }
+
+// However a path is encoded, what is asked of a server is what access was decided on: two
+// ways to write the same path lead to the same server, dot segments nowhere, and an encoded
+// slash is no separator (HC-10, HC-13, HC-101; RFC 3986 §6.2.2).
+func TestHTTPEncodedTargets(t *testing.T) {
+	t.Parallel()
+	open, closed := single(t, content), single(t, content)
+	p := startProxy(t, group0, settings{listen: "- coap://127.0.0.1:0\n- http://127.0.0.1:0", client: "forward: [\"coap://" + open.addr().String() + "\"]",
+		top: fmt.Sprintf("routes:\n- {name: closed, path: /lamps/closed, to: \"coap://%v/in\"}\n- {name: open, path: /lamps, to: \"coap://%v/in\"}", closed.addr(), open.addr())})
+	base := "http://" + p.addrs[1].String()
+	hc := base + "/hc/coap://"
+	host, port, _ := strings.Cut(closed.addr().String(), ":")
+	for url, want := range map[string]string{
+		base + "/l%61mps/x": "200 server/in/x", base + "/%6C%61mps": "200 server/in", base + "/lamps/a%2fb": "200 server/in/a/b",
+		base + "/lamps//x": "200 server/in//x", base + "/lamps/closed2": "200 server/in/closed2", base + "/lamps/close%2564": "200 server/in/close%64",
+		base + "/lamps/closed%2Fx": "200 server/in/closed/x", base + "/lamps//closed": "200 server/in//closed",
+		base + "/lamps/closed": "403", base + "/lamps/close%64": "403", base + "/l%61mps/%63%6c%6F%73%65%64/x": "403", base + "/lamps/closed/": "403",
+		base + "/lamps/x/../closed": "400", base + "/lamps/%2e%2e/lamps/closed": "400", base + "/lamps/%2E./closed": "400", base + "/lamps/.%2e%2fclosed": "200 server/in/../closed",
+		base + "/lamps/./closed": "400", base + "/x/../lamps/closed": "404", base + "/lamps/%c0%ae%c0%ae/closed": "400", base + "/lamps%2fclosed": "404", base + "//lamps/closed": "404",
+		hc + open.addr().String() + "/%2e%2e/x": "400", hc + open.addr().String() + "@" + host + ":" + port + "/x": "400",
+		hc + strings.Replace(host, "1", "%31", 1) + ":" + port + "/x":      "403",
+		hc + open.addr().String() + "%2F@" + closed.addr().String() + "/x": "400",
+		hc + strings.Replace(open.addr().String(), "1", "%31", 1) + "/x":   "200 server/x",
+	} {
+		status, body, _ := strings.Cut(curl(t, "--path-as-is", url), "\r\n\r\n")
+		got := status[len("HTTP/1.1 "):][:3]
+		if got == "200" {
+			got += " " + body
+		}
+		require.Equal(t, want, got, url)
+	}
+	require.Empty(t, closed.requests(), "what was not allowed was asked for")
+	for _, r := range open.requests() {
+		for _, o := range r.All(coap.URIPath) {
+			require.NotContains(t, []string{".", ".."}, string(o))
+		}
+	}
+}
