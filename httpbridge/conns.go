@@ -4,42 +4,47 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
-// connLimit bounds the open connections, all of them and per peer (HC-97). An
+// places bounds how many there are of something, in all and per peer (HC-97). An
 // IPv6 peer is its /64: it has all of that to itself.
-type connLimit struct {
+type places struct {
 	max, maxPeer int
-	stats        *Stats
+	open         *atomic.Int64  // of how many there are
+	refused      *atomic.Uint64 // of how many were too many
 
 	mu    sync.Mutex
-	open  int
+	taken int
 	peers map[netip.Addr]int
 }
 
-// take counts a connection in; release counts it out.
-func (c *connLimit) take(peer netip.Addr) (release func(), ok bool) {
+// take counts one in; release counts it out.
+func (p *places) take(peer netip.Addr) (release func(), ok bool) {
 	if peer.Is6() {
-		if p, err := peer.WithZone("").Prefix(64); err == nil {
-			peer = p.Addr()
+		if prefix, err := peer.WithZone("").Prefix(64); err == nil {
+			peer = prefix.Addr()
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open >= c.max || c.peers[peer] >= c.maxPeer {
-		c.stats.RefusedConns.Add(1)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken >= p.max || p.peers[peer] >= p.maxPeer {
+		p.refused.Add(1)
 		return nil, false
 	}
-	c.open++
-	c.peers[peer]++
-	c.stats.Connections.Add(1)
+	if p.peers == nil {
+		p.peers = make(map[netip.Addr]int)
+	}
+	p.taken++
+	p.peers[peer]++
+	p.open.Add(1)
 	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.open--
-		c.stats.Connections.Add(-1)
-		if c.peers[peer]--; c.peers[peer] == 0 {
-			delete(c.peers, peer)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.taken--
+		p.open.Add(-1)
+		if p.peers[peer]--; p.peers[peer] == 0 {
+			delete(p.peers, peer)
 		}
 	}, true
 }

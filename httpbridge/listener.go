@@ -82,10 +82,13 @@ type Listener struct {
 	tcp    *net.TCPListener
 	udp    net.PacketConn
 	tls    *tls.Config
-	conns  connLimit
-	altSvc string
-	front  atomic.Pointer[Front]
-	active sync.WaitGroup // requests
+	conns  places
+	// streams are those of HTTP/3 that wait for a header or are served: each costs
+	// what a request costs before any limit of the front can tell.
+	streams places
+	altSvc  string
+	front   atomic.Pointer[Front]
+	active  sync.WaitGroup // requests
 }
 
 // Listen opens the sockets. Serve closes them.
@@ -95,8 +98,10 @@ func Listen(config ListenConfig) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Listener{config: c, tcp: tcp, udp: udp, conns: connLimit{max: c.MaxConns, maxPeer: c.MaxPeerConns, stats: c.Front.Stats,
-		peers: make(map[netip.Addr]int)}}
+	stats, limits := c.Front.Stats, &c.Front.Limits
+	l := &Listener{config: c, tcp: tcp, udp: udp,
+		conns:   places{max: c.MaxConns, maxPeer: c.MaxPeerConns, open: &stats.Connections, refused: &stats.RefusedConns},
+		streams: places{max: 2 * limits.Exchanges, maxPeer: 4 * limits.ClientExchanges, open: &stats.Streams, refused: &stats.RefusedStreams}}
 	l.front.Store(c.Front)
 	if c.TLS == nil {
 		return l, nil

@@ -23,5 +23,7 @@ type Stats struct {
 	Malformed       atomic.Uint64                   `metric:"malformed_messages_total" help:"HTTP/1 messages refused for their framing."`
 	Connections     atomic.Int64                    `metric:"connections" help:"HTTP connections open."`
 	RefusedConns    atomic.Uint64                   `metric:"connections_refused_total" help:"HTTP connections closed at once because there were too many."`
+	Streams         atomic.Int64                    `metric:"http3_streams" help:"Streams of HTTP/3 open for a request."`
+	RefusedStreams  atomic.Uint64                   `metric:"http3_streams_refused_total" help:"Streams of HTTP/3 reset at once because there were too many, of all clients or of one address."`
 	Failures        [exchange.Reasons]atomic.Uint64 `metric:"failures_total" help:"Forwarded requests that ended in an error of the proxy's own." label:"reason"`
 }
