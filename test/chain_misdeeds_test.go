@@ -40,15 +40,18 @@ func (p *proxy) complains(counter, what string) {
 	p.t.Helper()
 	name := "next_hop_" + counter + "{next}"
 	eventually(p.t, func() bool { return counted(p, name) > 0 }, "%s", name)
-	var said []entry
-	for _, e := range p.entries("next hop misbehaves") {
-		if e.text("what") == what {
-			said = append(said, e)
+	said := func() (said []entry) {
+		for _, e := range p.entries("next hop misbehaves") {
+			if e.text("what") == what {
+				said = append(said, e)
+			}
 		}
+		return said
 	}
-	require.Len(p.t, said, 1, "once in a minute")
-	require.Equal(p.t, "next", said[0].text("hop"))
-	require.Equal(p.t, "warn", said[0].text("level"))
+	eventually(p.t, func() bool { return len(said()) > 0 }, "a line in the log")
+	require.Len(p.t, said(), 1, "once in a minute")
+	require.Equal(p.t, "next", said()[0].text("hop"))
+	require.Equal(p.t, "warn", said()[0].text("level"))
 }
 
 // goesOn answers, and again and again for a time.

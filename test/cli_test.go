@@ -192,7 +192,7 @@ func TestServe(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("first answer %v after the start", took)
 	require.Less(t, took, 2*time.Second) // wanted: 100 ms; this machine may be busy
-	require.Len(t, p.entries("listening"), 3)
+	p.logged("listening", 3)
 	for _, e := range p.entries("listening") {
 		require.InDelta(t, 208<<10, e["receive_buffer"], 16<<10) // what was got is told
 	}
@@ -207,7 +207,7 @@ func TestServe(t *testing.T) {
 	// SIGINT is as good as SIGTERM.
 	p.signal(os.Interrupt)
 	require.Zero(t, p.wait())
-	require.Len(t, p.entries("stopped"), 1)
+	p.logged("stopped", 1)
 }
 
 // SIGUSR1 writes the counters to the log, and so does the end.
@@ -226,7 +226,7 @@ func TestCounters(t *testing.T) {
 		require.Equal(t, want, e[name], name)
 	}
 	p.stop()
-	require.Len(t, p.entries("counters"), 2)
+	p.logged("counters", 2)
 }
 
 // What cannot be listened on is said, with the exit code for what may work

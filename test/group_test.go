@@ -201,8 +201,7 @@ func TestTimeoutLimit(t *testing.T) {
 	lowered := startProxy(t, group, settings{proxy: "max_timeout: 1s"})
 	c := newClient(t, here, clientAddr, lowered.addr())
 	require.Empty(t, c.gather(get(coap.NON, groupURI(group, "/x"), timeout(0xffffffff)), 2500*time.Millisecond))
-	logged := lowered.entries("Multicast-Timeout lowered")
-	require.Len(t, logged, 1)
+	lowered.logged("Multicast-Timeout lowered", 1)
 
 	refused := startProxy(t, group, settings{proxy: "max_timeout: 1s\nrefuse_above_max: true"})
 	c = newClient(t, here, clientAddr, refused.addr())

@@ -118,6 +118,6 @@ func TestOSCOREChain(t *testing.T) {
 			}
 			return false
 		}, "a response through both proxies after the restart")
-		require.NotEmpty(t, q.entries("protected request refused"), "the challenge")
+		eventually(t, func() bool { return len(q.entries("protected request refused")) > 0 }, "the challenge")
 	})
 }

@@ -156,6 +156,16 @@ func (p *proxy) entries(message string) []entry {
 	return out
 }
 
+// logged waits until the log has n lines with a message, which it writes a moment after
+// what they tell of has happened, and returns them. There may not be more.
+func (p *proxy) logged(message string, n int) []entry {
+	p.t.Helper()
+	eventually(p.t, func() bool { return len(p.entries(message)) >= n }, "%d lines %q in the log", n, message)
+	all := p.entries(message)
+	require.Len(p.t, all, n, "lines %q in the log", message)
+	return all
+}
+
 // refusals are the reasons of the requests refused so far.
 func (p *proxy) refusals() []string {
 	var out []string

@@ -266,9 +266,9 @@ func TestReloadNeedsRestart(t *testing.T) {
 	require.Len(t, e, 1)
 	require.Equal(t, []string{"cache.enabled changed", "limits.exchanges changed"}, e[0].strings("keys"))
 	require.Empty(t, p.reload(s.yaml(group0)).strings("changed"))
-	require.Len(t, p.entries("some of the configuration takes effect at the next start only"), 2)
+	p.logged("some of the configuration takes effect at the next start only", 2)
 	p.reload(forwarding.yaml(group0))
-	require.Len(t, p.entries("some of the configuration takes effect at the next start only"), 2)
+	p.logged("some of the configuration takes effect at the next start only", 2)
 }
 
 // A hundred new configurations leave nothing behind, and do not cut off what
@@ -308,7 +308,7 @@ func TestReloadsLeakNothing(t *testing.T) {
 	eventually(t, func() bool { return p.files() <= files }, "for old sockets to be closed")
 	eventually(t, func() bool { return p.scrape()["go_goroutines"] <= goroutines+2 }, "for old goroutines to end")
 	require.InDelta(t, 1, p.scrape()["coapproxy_config_generations"], 0)
-	require.Len(t, p.entries("configuration read again"), 100)
+	p.logged("configuration read again", 100)
 }
 
 // resident is the memory of the process in bytes.
