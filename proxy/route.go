@@ -203,9 +203,9 @@ func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 		bad.Options = insertOption(bad.Options, wire.MaxAge, nil) // it says nothing about the next response
 		return c.sink.Respond(bad)
 	}
-	if !c.observes && wire.Has(p.Options, wire.Observe) { // nobody was registered: FP-24
+	if slices.ContainsFunc(p.Options, c.drops) {
 		q := *p
-		q.Options = slices.DeleteFunc(slices.Clone(p.Options), func(o message.Option) bool { return o.ID == wire.Observe })
+		q.Options = slices.DeleteFunc(slices.Clone(p.Options), c.drops)
 		p = &q
 	}
 	switch {
@@ -215,6 +215,13 @@ func (c *checked) Respond(p *exchange.Response) exchange.Verdict {
 		c.route.HoldBack.hold(c.held, p)
 	}
 	return c.sink.Respond(p)
+}
+
+// drops reports whether a response goes on without an option: Observe where nobody was
+// registered (FP-24), and Group-ETag from a member, which cannot know the set of
+// responses that it would stand for (GP-84).
+func (c *checked) drops(o message.Option) bool {
+	return o.ID == wire.Observe && !c.observes || o.ID == c.route.Numbers.GroupETag && c.group && !c.onward
 }
 
 // End implements exchange.Sink. A server that was told to keep its response to

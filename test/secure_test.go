@@ -159,3 +159,52 @@ func (p *proxy) counters() map[string]float64 {
 	}
 	return out
 }
+
+// Options that the proxy does not know are what they are over UDP, on every secured
+// transport: unsafe ones make a 4.02 (FP-20), safe ones go through, critical or not
+// (FP-21), and what is for the proxy itself may have no critical ones (FP-25).
+func TestUnknownOptionsOverSecureTransports(t *testing.T) {
+	t.Parallel()
+	origin := single(t, content)
+	s := startSecured(t, "")
+	datagrams := newDatagramClient(t, here, s.at("coaps"), pskOptions("gw")...)
+	asks := map[string]func(*coap.Message) *coap.Message{"coaps": datagrams.ask}
+	for _, scheme := range []string{"coaps+tcp", "coaps+ws"} {
+		asks[scheme] = newStreamClient(t, scheme, s.at(scheme), tlsOf(t, s.servers, s.meter, alpnOf(scheme)), 2000).ask
+	}
+	const criticalUnsafe, electiveUnsafe, criticalSafe, electiveSafe = 2051, 2050, 2049, 2304
+	for scheme, ask := range asks {
+		target := coap.Opt(coap.ProxyURI, fmt.Sprintf("coap://%v/%s", origin.addr(), scheme))
+		for _, unsafe := range []uint16{criticalUnsafe, electiveUnsafe} {
+			in := ask(&coap.Message{Code: coap.GET, Options: []coap.Option{target, coap.Opt(unsafe, "x")}})
+			require.Equal(t, coap.CodeOf(4, 2), in.Code, "%s %d", scheme, unsafe)
+			require.Contains(t, string(in.Payload), fmt.Sprint(unsafe))
+		}
+		in := ask(&coap.Message{Code: coap.GET, Options: []coap.Option{target, coap.Opt(criticalSafe, "c"), coap.Opt(electiveSafe, "e")}})
+		require.Equal(t, coap.CodeOf(2, 5), in.Code, scheme)
+		requests := origin.requestsTo("/" + scheme)
+		require.Len(t, requests, 1, scheme)
+		require.Equal(t, [][]byte{[]byte("c")}, requests[0].All(criticalSafe))
+		require.Equal(t, [][]byte{[]byte("e")}, requests[0].All(electiveSafe))
+		for option, code := range map[uint16]coap.Code{criticalUnsafe: coap.CodeOf(4, 2), criticalSafe: coap.CodeOf(4, 2), electiveSafe: coap.CodeOf(4, 4)} {
+			in = ask(&coap.Message{Code: coap.GET, Options: []coap.Option{coap.Opt(coap.URIPath, "x"), coap.Opt(option, "x")}})
+			require.Equal(t, code, in.Code, "%s %d", scheme, option)
+		}
+	}
+
+	// Over DTLS also where RFC 7252 §5.4.1 would have silence, a request that is not
+	// confirmable (FP-25); and what is no message is refused like over UDP.
+	non := &coap.Message{Type: coap.NON, ID: 0x7001, Token: []byte("n"), Code: coap.GET, Options: []coap.Option{coap.Opt(coap.URIPath, "x"), coap.Opt(criticalSafe, "x")}}
+	_, err := datagrams.conn.Write(non.Bytes())
+	require.NoError(t, err)
+	in := datagrams.take(time.Now().Add(patience))
+	require.NotNil(t, in)
+	require.Equal(t, coap.CodeOf(4, 2), in.Code)
+	require.Equal(t, coap.NON, in.Type)
+	_, err = datagrams.conn.Write([]byte{0x40, 1, 0x70, 2, 0xf0}) // an option delta that is reserved
+	require.NoError(t, err)
+	in = datagrams.take(time.Now().Add(patience))
+	require.NotNil(t, in)
+	require.Equal(t, coap.RST, in.Type)
+	require.EqualValues(t, 0x7002, in.ID)
+}

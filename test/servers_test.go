@@ -39,7 +39,7 @@ func TestUnusualServers(t *testing.T) {
 		s.sendBytes(r, (&coap.Message{Type: coap.RST, ID: r.ID}).Bytes())
 		content(s, r)
 	}
-	liar := with("liar", coap.Option{Number: coap.ReplyFrom, Value: []byte{0x82, 0x20, 0x81, 0x44, 192, 0, 2, 66}})
+	liar := with("liar", coap.Opt(coap.GroupETag, "its own"), coap.Option{Number: coap.ReplyFrom, Value: []byte{0x82, 0x20, 0x81, 0x44, 192, 0, 2, 66}})
 	rich := with("rich", coap.Opt(coap.ETag, "e1"), coap.Uint(coap.ContentFormat, 40), coap.Uint(coap.MaxAge, 5),
 		coap.Opt(8, "a"), coap.Opt(8, "b"), coap.Opt(2049, "critical, safe, unknown"), coap.Opt(2304, "elective, safe, unknown"))
 	unsafe := with("unsafe", coap.Opt(2050, "elective, unsafe, unknown"))
@@ -84,6 +84,7 @@ func TestUnusualServers(t *testing.T) {
 	require.Equal(t, uint16(0x0505), acks[0].ID)
 	require.Equal(t, "member6/x", string(got["member6"][0].Payload)) // GC-15
 	require.Equal(t, "liar", string(got["member7"][0].Payload))      // GP-51, by serverOf
+	require.False(t, got["member7"][0].Has(coap.GroupETag))          // GP-84
 
 	var options []string // FP-21, FP-23, FP-24
 	for _, o := range got["member8"][0].Options {
