@@ -98,6 +98,8 @@ type DTLSConn struct {
 	handshakes int       // of proven address, or with servers
 	silent     list.List // established sessions, the longest silent first
 	failures   *simplelru.LRU[serverName, failedServer]
+	// familiar are those of clients that have proven who they are; see makeWay.
+	familiar *simplelru.LRU[netip.Prefix, struct{}]
 	// remembering are servers that may not know that their session has ended.
 	remembering *simplelru.LRU[netip.AddrPort, struct{}]
 }
@@ -120,6 +122,8 @@ const (
 	dtlsReady       = 1024 // datagrams that may wait for ReadBatch
 	dtlsInbound     = 32   // records that may wait for one session
 	minSilence      = time.Minute
+
+	familiarPrefixes = 4096
 )
 
 type connectionID [connectionIDLen]byte
@@ -141,9 +145,13 @@ func newDTLSConn(c DTLSConfig, client bool) (*DTLSConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	familiar, err := simplelru.NewLRU[netip.Prefix, struct{}](familiarPrefixes, nil)
+	if err != nil {
+		return nil, err
+	}
 	d := &DTLSConn{DTLSConfig: c, client: client, ready: make(chan received, dtlsReady), closed: make(chan struct{}), done: make(chan struct{}),
 		byAddr: make(map[netip.AddrPort]*addrSessions), byCID: make(map[connectionID]*dtlsSession), peers: make(map[netip.Prefix]int),
-		failures: failures, remembering: remembering}
+		failures: failures, familiar: familiar, remembering: remembering}
 	d.sweep.Fire = exchange.FireFunc(d.dropIdle)
 	c.Engine.Schedule(&d.sweep, time.Now().Add(c.Limits.Idle/4))
 	d.wg.Go(d.readRecords)

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/stretchr/testify/require"
 )
 
@@ -33,36 +34,57 @@ func withCookie(t *testing.T, hello, verify []byte) []byte {
 	return out
 }
 
+// stall begins a handshake from an address, shows the cookie and then says nothing.
+func stall(t *testing.T, hello []byte, from net.IP, to *net.UDPAddr) {
+	buf := make([]byte, 4096)
+	c, err := net.DialUDP("udp", &net.UDPAddr{IP: from}, to)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	_, err = c.Write(hello)
+	require.NoError(t, err)
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+	n, err := c.Read(buf)
+	require.NoError(t, err)
+	_, err = c.Write(withCookie(t, hello, buf[:n]))
+	require.NoError(t, err)
+	_, err = c.Read(buf) // the flight that it does not answer
+	require.NoError(t, err)
+}
+
 // A few addresses that show their cookies and then say nothing keep nobody out.
 func TestDTLSStalledHandshakes(t *testing.T) {
 	b := newDTLSBench(t, DTLSCredentials{Key: meterKey}, func(c *DTLSConfig) { c.Limits.Handshakes = 4 })
 	hello := captureHello(t)
 	to, err := net.ResolveUDPAddr("udp", b.addr())
 	require.NoError(t, err)
-	buf := make([]byte, 4096)
 	for range 4 {
-		c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)}, to)
-		require.NoError(t, err)
-		t.Cleanup(func() { _ = c.Close() })
-		_, err = c.Write(hello)
-		require.NoError(t, err)
-		require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
-		n, err := c.Read(buf)
-		require.NoError(t, err)
-		_, err = c.Write(withCookie(t, hello, buf[:n]))
-		require.NoError(t, err)
-		_, err = c.Read(buf) // the flight that it does not answer
-		require.NoError(t, err)
+		stall(t, hello, net.IPv4(127, 0, 0, 2), to)
 	}
 	refused := b.config.Stats.Refused.Load()
 	require.NoError(t, b.ask(pskClient("meter", "secret")))
 	require.Greater(t, b.config.Stats.Refused.Load(), refused, "one has given way")
 }
 
+// Any number of addresses that do so keep nobody out who has been here before.
+func TestDTLSFamiliarClients(t *testing.T) {
+	b := newDTLSBench(t, DTLSCredentials{Key: meterKey}, func(c *DTLSConfig) { c.Limits.Handshakes = 4 })
+	require.NoError(t, b.ask(pskClient("meter", "secret")))
+	hello := captureHello(t)
+	to, err := net.ResolveUDPAddr("udp", b.addr())
+	require.NoError(t, err)
+	for i := range 4 {
+		stall(t, hello, net.IPv4(127, 0, 0, byte(2+i)), to)
+	}
+	refused := b.config.Stats.Refused.Load()
+	require.NoError(t, b.ask(pskClient("meter", "secret")))
+	require.EqualValues(t, refused+1, b.config.Stats.Refused.Load(), "one has given way")
+}
+
 // Who gives way: the oldest of those that have most, or a slow one, or nobody.
 func TestDTLSMakeWay(t *testing.T) {
 	for name, tt := range map[string]struct {
 		addrs  []string // of handshakes, the oldest first
+		known  []string // from where somebody has proven who it is
 		slow   int      // so many of them are
 		closes int      // so many that gave way have not ended
 		want   int      // index, -1: nobody
@@ -72,10 +94,18 @@ func TestDTLSMakeWay(t *testing.T) {
 		"nobody has most":    {addrs: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, want: -1},
 		"a slow one":         {addrs: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, slow: 1, want: 0},
 		"its own are most":   {addrs: []string{"192.0.2.9", "192.0.2.9", "192.0.2.9", "192.0.2.1"}, want: -1},
+		"a stranger":         {addrs: []string{"192.0.2.3", "192.0.2.1", "192.0.2.2", "192.0.2.4"}, known: []string{"192.0.2.3", "192.0.2.9"}, want: 1},
+		"nobody strange":     {addrs: []string{"192.0.2.1", "192.0.2.2"}, known: []string{"192.0.2.1", "192.0.2.2", "192.0.2.9"}, want: -1},
+		"to a stranger":      {addrs: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, known: []string{"192.0.2.1"}, want: -1},
 		"too many are going": {addrs: []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.1"}, closes: 4, want: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := &DTLSConn{DTLSConfig: DTLSConfig{Limits: DTLSLimits{Handshakes: 4}, Stats: &DTLSStats{}}, handshakes: len(tt.addrs) + tt.closes}
+			familiar, err := simplelru.NewLRU[netip.Prefix, struct{}](8, nil)
+			require.NoError(t, err)
+			for _, a := range tt.known {
+				familiar.Add(peerPrefix(netip.MustParseAddr(a)), struct{}{})
+			}
+			d := &DTLSConn{DTLSConfig: DTLSConfig{Limits: DTLSLimits{Handshakes: 4}, Stats: &DTLSStats{}}, handshakes: len(tt.addrs) + tt.closes, familiar: familiar}
 			var all []*list.Element
 			for i, a := range tt.addrs {
 				s := &dtlsSession{owner: d, addr: netip.AddrPortFrom(netip.MustParseAddr(a), 1), begun: time.Now(), cancel: func() {}}

@@ -75,8 +75,10 @@ const slowHandshake = 3 * time.Second
 
 // makeWay has a handshake give way to one of a client whose address has the prefix,
 // and reports whether one has: the oldest of the prefix that has most of them, so
-// that a few addresses which begin handshakes and stall keep nobody else out, or else
-// a slow one. Called under the lock.
+// that a few addresses which begin handshakes and stall keep nobody else out; or else
+// a slow one; or else, for a client from where somebody has proven who it is, the
+// oldest from where nobody has, so that thousands of addresses do not keep out those
+// who belong here. Called under the lock.
 func (d *DTLSConn) makeWay(prefix netip.Prefix) bool {
 	if d.handshakes >= 2*d.Limits.Handshakes { // those that gave way are still ending
 		return false
@@ -87,17 +89,18 @@ func (d *DTLSConn) makeWay(prefix netip.Prefix) bool {
 		counts[p]++
 		most = max(most, counts[p])
 	}
-	crowded := most > counts[prefix]+1
+	crowded, familiar := most > counts[prefix]+1, d.familiar.Contains(prefix)
 	for e := d.proving.Front(); e != nil; e = e.Next() {
 		s := e.Value.(*dtlsSession)
-		if crowded && counts[peerPrefix(s.addr.Addr())] == most || !crowded && time.Since(s.begun) >= slowHandshake {
+		from := peerPrefix(s.addr.Addr())
+		if crowded && counts[from] == most || !crowded && (time.Since(s.begun) >= slowHandshake || familiar && !d.familiar.Contains(from)) {
 			d.proving.Remove(e)
 			s.element = nil
 			d.Stats.Refused.Add(1)
 			s.endLater(errSessionFull)
 			return true
 		}
-		if !crowded {
+		if !crowded && !familiar {
 			break // the others are younger
 		}
 	}
@@ -147,6 +150,9 @@ func (d *DTLSConn) establish(s *dtlsSession, conn *dtls.Conn) {
 		old.endLater(errReplaced)
 	}
 	a.established = s
+	if !d.client && s.security != nil {
+		d.familiar.Add(peerPrefix(s.addr.Addr()), struct{}{})
+	}
 	d.failures.Remove(serverName{s.addr, s.name})
 	d.Stats.Established.Add(1)
 	d.Stats.Sessions.Add(1)
