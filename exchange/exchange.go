@@ -131,6 +131,10 @@ type Request struct {
 	// Target is where the request goes, Form how the client said so.
 	Target Target
 	Form   Form
+	// Route names the route of the proxy's reverse side by which a front that has
+	// routes of its own has found the target; empty: none. The servers that answer are
+	// announced as the route says.
+	Route string
 	// Timeout is T', how long a client of a group waits.
 	Timeout Timeout
 	// Client is who asks; nil while nobody has been identified.

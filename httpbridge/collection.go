@@ -20,7 +20,7 @@ type collection struct {
 
 	mu       sync.Mutex
 	items    []received
-	byServer map[netip.AddrPort]int
+	byServer map[author]int
 	bytes    int
 	missed   int
 	abandon  bool
@@ -28,9 +28,16 @@ type collection struct {
 	over     chan struct{} // closed by End
 }
 
+// author tells the servers of a group apart: by address or, behind a next proxy, by
+// what that one calls them.
+type author struct {
+	from  netip.AddrPort
+	named string
+}
+
 func newCollection(maxParts, maxBytes int, total *budget, dropped *atomic.Uint64, done func()) *collection {
 	return &collection{maxParts: maxParts, maxBytes: maxBytes, budget: total, dropped: dropped, done: done,
-		byServer: make(map[netip.AddrPort]int), over: make(chan struct{})}
+		byServer: make(map[author]int), over: make(chan struct{})}
 }
 
 // Respond implements exchange.Sink.
@@ -40,8 +47,11 @@ func (c *collection) Respond(p *exchange.Response) exchange.Verdict {
 	if c.abandon {
 		return exchange.Continue // cancelled already
 	}
-	i, known := c.byServer[p.From]
-	known = known && p.From.IsValid()
+	server := author{from: p.From}
+	if !p.From.IsValid() {
+		server.named = string(p.ReplyFrom)
+	}
+	i, known := c.byServer[server]
 	size := weight(p)
 	if known {
 		size -= weight(c.items[i].Response)
@@ -57,8 +67,8 @@ func (c *collection) Respond(p *exchange.Response) exchange.Verdict {
 		c.items[i] = kept // HC-77
 		return exchange.Continue
 	}
-	if p.From.IsValid() {
-		c.byServer[p.From] = len(c.items)
+	if server != (author{}) {
+		c.byServer[server] = len(c.items)
 	}
 	c.items = append(c.items, kept)
 	return exchange.Continue

@@ -33,9 +33,10 @@ func (q *query) newElement(r received, a answer) element {
 	if values := a.fields["Content-Encoding"]; len(values) > 0 {
 		e.ContentEncoding = values[0]
 	}
-	if r.Response != nil && r.From.IsValid() {
-		u := q.source(r.Response)
-		e.Server = u.Scheme + "://" + u.Authority()
+	if r.Response != nil {
+		if u, ok := q.server(r.Response); ok {
+			e.Server = u.Scheme + "://" + u.Authority() + pathOf(u.Path)
+		}
 	}
 	switch {
 	case len(a.body) == 0:

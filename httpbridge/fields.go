@@ -90,9 +90,15 @@ func byteList(values ...[]byte) string {
 
 // replyFrom is the value of Reply-From for a response, "" if nobody is known to
 // have sent it (HC-72).
-func (f *Front) replyFrom(p *exchange.Response) string {
-	value := p.ReplyFrom
+func (t *translation) replyFrom(p *exchange.Response) string {
+	f, value := t.front, p.ReplyFrom
 	switch option, ok := wire.First(p.Options, f.Numbers.ReplyFrom); {
+	case t.announces(p): // GP-53
+		u, ok := t.server(p)
+		if !ok {
+			return ""
+		}
+		value = wire.ReplyFromValue{Server: t.self, Ref: &wire.ReplyFromRef{Path: u.Path}}.Append(nil)
 	case value != nil:
 	case p.From.IsValid():
 		return byteList(wire.AppendReplyFrom(nil, wire.SchemeCoAP, f.zoned(p.From)))

@@ -97,6 +97,9 @@ func (q *query) readConditions() *problem {
 	h := q.r.Header
 	q.translation = translation{front: q.call.front, place: q.call.place, values: make([]string, 0, 6), reading: q.method == codes.GET || q.method == wire.FETCH,
 		private: q.proven != ByNetwork || secure(q.call.place.uri)} // HC-51
+	if p := q.call.place; p.server != nil || p.route != nil && p.route.Name != "" {
+		q.self = q.origin()
+	}
 	if values := h["If-Match"]; len(values) > 0 { // HC-54
 		tags, any, _ := entityTags(values)
 		switch {
@@ -281,13 +284,27 @@ func (q *query) request(n int, echo []byte) *exchange.Request {
 	if n < len(q.accept) {
 		options = insertOption(options, wire.Accept, wire.AppendUint([]byte{}, uint32(q.accept[n])))
 	}
-	options = insertOption(options, wire.ProxyURI, q.call.place.text)
+	p, route := q.call.place, ""
+	switch {
+	case p.server != nil:
+		for _, segment := range p.uri.Path {
+			options = insertOption(options, wire.URIPath, []byte(segment))
+		}
+		for _, item := range p.uri.Query {
+			options = insertOption(options, wire.URIQuery, []byte(item))
+		}
+	default:
+		options = insertOption(options, wire.ProxyURI, p.text)
+		if p.route != nil {
+			route = p.route.Name
+		}
+	}
 	if echo != nil {
 		options = insertOption(options, wire.Echo, echo)
 	}
 	q.sent = options
 	q.asked = exchange.Request{ID: q.id, Method: q.method, Options: options, Payload: q.payload,
-		Confirmable: !q.timeout.Present, Timeout: q.timeout, Client: q.client, Peer: q.peer, Local: q.local(), Scheme: scheme(q.r),
+		Confirmable: !q.timeout.Present, Route: route, Timeout: q.timeout, Client: q.client, Peer: q.peer, Local: q.local(), Scheme: scheme(q.r),
 		Secured: q.r.TLS != nil || q.call.front.SecureFromPlain, // HC-102, FP-87
 		Arrival: time.Now(), BodyLimit: q.call.front.Limits.ResponseBody, Stored: q.stored}
 	return &q.asked

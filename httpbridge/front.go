@@ -243,6 +243,18 @@ func (x *call) local() netip.AddrPort {
 	return addrPortOf(a)
 }
 
+// origin is the proxy in the URI that the client asked for (RFC 9110 §7.1).
+func (x *call) origin() wire.URI {
+	u := wire.URI{Scheme: scheme(x.r)}
+	asked, err := wire.ParseURI(u.Scheme + "://" + x.r.Host)
+	if err != nil || asked.HasUserinfo {
+		u.Addr, u.Port = x.local().Addr().WithZone(""), x.local().Port() // HTTP/1.0
+		return u
+	}
+	u.Host, u.Addr, u.Port = asked.Host, asked.Addr.WithZone(""), asked.Port
+	return u
+}
+
 // addrPortOf is an address of a socket.
 func addrPortOf(a net.Addr) netip.AddrPort {
 	switch a := a.(type) {

@@ -109,7 +109,7 @@ func (q *query) alone(p *exchange.Response) bool {
 	if p.From.IsValid() {
 		return p.GroupPort == 0
 	}
-	return !wire.Has(p.Options, q.call.front.Numbers.ReplyFrom)
+	return p.ReplyFrom == nil && !wire.Has(p.Options, q.call.front.Numbers.ReplyFrom)
 }
 
 // respondAlone answers with the one response that there is.
@@ -135,11 +135,11 @@ func (q *query) partOf(r received) (answer, bool) {
 		return a, false
 	}
 	q.call.front.Stats.Parts.Add(1)
-	if from := q.call.front.replyFrom(r.Response); from != "" {
+	if from := q.replyFrom(r.Response); from != "" {
 		a.fields[fieldReplyFrom] = []string{from} // HC-72
 	}
-	if r.From.IsValid() {
-		a.fields["Content-Location"] = []string{q.source(r.Response).String()}
+	if u, ok := q.source(r.Response); ok {
+		a.fields["Content-Location"] = []string{u.String()}
 	}
 	if a.status != http.StatusNoContent {
 		a.fields["Content-Length"] = []string{strconv.Itoa(len(a.body))} // HC-79

@@ -39,7 +39,7 @@ func newInbox(maxParts, maxBytes int, total *budget, done func()) *inbox {
 
 // weight is what a kept response is counted as.
 func weight(p *exchange.Response) int {
-	n := len(p.Payload) + 64
+	n := len(p.Payload) + len(p.ReplyFrom) + 64
 	for _, o := range p.Options {
 		n += len(o.Value) + 16
 	}

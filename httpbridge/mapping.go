@@ -31,6 +31,11 @@ type Mapping struct {
 	// Routes are the null mapping: a table of paths (HC-10), looked through in this
 	// order.
 	Routes []Route
+	// Servers are the segments in front of the one by which a server goes that was
+	// announced to clients of a route, and Announced reports whether one does: such
+	// paths come before all routes (GP-56). None: nothing is announced.
+	Servers   []string
+	Announced func(id string) bool
 }
 
 // Route maps a path, and everything below it, to a CoAP URI and what is below
@@ -46,6 +51,9 @@ type Route struct {
 	Path []string
 	// Target is a CoAP URI without query.
 	Target string
+	// Name is that of a route whose servers are announced (see exchange.Request.Route);
+	// empty: clients are told the addresses of servers.
+	Name string
 	// Timeout stands in for a missing Multicast-Timeout field (HC-92).
 	Timeout exchange.Timeout
 }
@@ -79,6 +87,11 @@ type place struct {
 	forward bool
 	timeout exchange.Timeout // default of the route
 	route   *mappedRoute
+	// server is the path of a server that was announced; then uri has the path and query
+	// of what was asked for, at this proxy, and nothing else. Nil: none.
+	server []string
+	// passing: what was asked for can mean something else soon.
+	passing bool
 }
 
 type mapping struct {
@@ -140,7 +153,7 @@ func (m *mapping) find(target string, to addressed) (*place, *problem) {
 		return known, nil
 	}
 	p, refusal := m.resolve(target, to)
-	if refusal == nil {
+	if refusal == nil && !p.passing {
 		slot.remember(target, hash, &p)
 	}
 	return &p, refusal
@@ -203,6 +216,13 @@ func (m *mapping) origin(target string, to *addressed) (place, *problem) {
 	case sessionPath:
 		return place{kind: placeSession}, nil
 	}
+	id, announced := m.announced(path)
+	if announced && m.Announced(id) {
+		p, refusal := m.target("coap://h" + target) // for what is said of paths there
+		p.server, p.passing = append(slices.Clip(m.Servers), id), true
+		p.uri.Host = ""
+		return p, refusal
+	}
 	for i := range m.routes {
 		r := &m.routes[i]
 		rest, ok := cutSegments(path, r.Path)
@@ -213,12 +233,15 @@ func (m *mapping) origin(target string, to *addressed) (place, *problem) {
 			rest += "?" + query
 		}
 		p, refusal := m.target(r.text + rest) // HC-10
-		p.timeout, p.route = r.Timeout, r
+		p.timeout, p.route, p.passing = r.Timeout, r, announced
 		return p, refusal
 	}
 	rest, ok := strings.CutPrefix(target, m.Prefix)
 	if !ok && hasQuery && path == strings.TrimSuffix(m.Prefix, "/") {
 		rest, ok = "?"+query, true
+	}
+	if !ok && announced { // GP-102: its time is over, or it never was one
+		return place{}, refuse(http.StatusNotFound, "this server is not known here any more", "ask its group again")
 	}
 	if !ok || rest == "" {
 		return place{}, refuse(http.StatusNotFound, "nothing is mapped to this path",

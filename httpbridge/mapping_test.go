@@ -2,6 +2,7 @@ package httpbridge
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -211,10 +212,11 @@ func TestBadMappings(t *testing.T) {
 // refusal says why, or the target is a CoAP URI in normal form.
 func FuzzTarget(f *testing.F) {
 	for _, seed := range []string{"/hc/coap://192.0.2.7/temp", "/hc/?target_uri=coap%3A%2F%2Fh%2Fp", "coap://[::1]/x", "*", "/lights/a?b",
-		"/l%69ghts/%2e%2e", "/lights%2fa/%2F", "/hc/coap/h/p?q", "http://h/hc/coap://%5B::1%25lo%5D", "/hc/coap://h/%00", "//", "/hc/?target_uri=coap://h/?", "http:///hc/"} {
+		"/l%69ghts/%2e%2e", "/lights%2fa/%2F", "/servers/3f/a?b", "/%73ervers/%33f/..", "/hc/coap/h/p?q", "http://h/hc/coap://%5B::1%25lo%5D", "/hc/coap://h/%00", "//", "/hc/?target_uri=coap://h/?", "http:///hc/"} {
 		f.Add(seed, "localhost")
 	}
 	m, err := newMapping(Mapping{Forward: true, DefaultScheme: "coap", Templates: []string{"{+s}/{+hp}{+p}{+qq}", "?hp={+hp}&p={+p}"},
+		Servers: []string{"servers"}, Announced: func(id string) bool { return len(id) == 2 },
 		Routes: []Route{{Path: []string{"lights"}, Target: "coap://[ff05::fd]/light"}, {Host: "h", Target: "coap://h"}}})
 	require.NoError(f, err)
 	f.Fuzz(func(t *testing.T, target, host string) {
@@ -226,6 +228,13 @@ func FuzzTarget(f *testing.F) {
 			return
 		}
 		if p.kind != placeTarget {
+			return
+		}
+		require.False(t, slices.Contains(p.uri.Path, ".") || slices.Contains(p.uri.Path, ".."))
+		if p.server != nil { // the same path, as it is compared
+			require.Equal(t, p.server, p.uri.Path[:2])
+			require.Equal(t, "servers", p.server[0])
+			require.Len(t, p.server[1], 2)
 			return
 		}
 		text := p.uri.String()

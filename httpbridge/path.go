@@ -103,8 +103,13 @@ func pathOf(segments []string) string {
 	if len(segments) == 0 {
 		return ""
 	}
+	return requestTarget(wire.URI{Path: segments})
+}
+
+// requestTarget is the path and query of a URI.
+func requestTarget(u wire.URI) string {
 	const nowhere = "coap://h"
-	return wire.URI{Scheme: "coap", Host: "h", Path: segments}.String()[len(nowhere):]
+	return wire.URI{Scheme: "coap", Host: "h", Path: u.Path, Query: u.Query}.String()[len(nowhere):]
 }
 
 // isFor reports whether a route with a host is for the one that a client has asked for.
@@ -114,4 +119,18 @@ func (r *mappedRoute) isFor(host string) bool {
 		return err == nil && addr.Unmap() == r.addr
 	}
 	return strings.EqualFold(r.Host, strings.TrimSuffix(host, "."))
+}
+
+// announced is the segment of a path by which an announced server goes, if there is
+// one.
+func (m *mapping) announced(path string) (id string, ok bool) {
+	if len(m.Servers) == 0 {
+		return "", false
+	}
+	rest, ok := cutSegments(path, m.Servers)
+	if !ok {
+		return "", false
+	}
+	id, _, ok = firstSegment(rest)
+	return id, ok
 }

@@ -56,13 +56,14 @@ func (q *query) writePack(items []received) *problem {
 	var pack []record
 	omitted := 0
 	for _, r := range items {
-		if r.Code != codes.Content || !r.From.IsValid() || len(pack) > maxRecords {
+		server, ok := q.server(r.Response)
+		if r.Code != codes.Content || !ok || len(pack) > maxRecords {
 			omitted++
 			continue
 		}
 		records, err := parsePack(r.Payload, r.Options)
 		if err == nil {
-			records, err = resolvePack(records, q.baseName(r), r.at)
+			records, err = resolvePack(records, baseName(server), r.at)
 		}
 		if err != nil {
 			omitted++
@@ -107,17 +108,15 @@ func (q *query) writePack(items []received) *problem {
 // baseName is the URI of a server as a SenML name may have it: brackets and the
 // percent sign cannot be in one (RFC 8428 §4.5.1), so that an IPv6 address
 // stands bare, with its port after an underscore.
-func (q *query) baseName(r received) string {
-	u := q.source(r.Response)
-	server := q.call.front.zoned(r.From)
-	if !server.Addr().Is6() {
-		return u.Scheme + "://" + u.Authority() + "/"
+func baseName(u wire.URI) string {
+	name := u.Authority()
+	if u.Addr.Is6() {
+		name = u.Addr.String()
+		if standard, _ := wire.DefaultPort(u.Scheme); u.Port != standard {
+			name += fmt.Sprintf("_%d", u.Port)
+		}
 	}
-	name := u.Scheme + "://" + strings.ReplaceAll(server.Addr().String(), "%", "_")
-	if standard, _ := wire.DefaultPort(u.Scheme); server.Port() != standard {
-		name += fmt.Sprintf("_%d", server.Port())
-	}
-	return name + "/"
+	return u.Scheme + "://" + strings.ReplaceAll(name+pathOf(u.Path), "%", "_") + "/"
 }
 
 // resolvePack applies base values to records (RFC 8428 §4.6). now is when the

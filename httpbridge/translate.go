@@ -104,6 +104,8 @@ type translation struct {
 	reading bool // GET, HEAD, QUERY
 	// protected: the request is protected end to end (OH-77).
 	protected bool
+	// self is the proxy as the client knows it, where servers are announced.
+	self wire.URI
 	// values is room for those of header fields; see field.
 	values []string
 }
@@ -226,7 +228,8 @@ func maxAge(options message.Options) uint32 {
 
 // location is the hosting URI of what a request created. A server that says it is
 // at a segment that a URI cannot have (RFC 7252 §5.10.7), or at an empty first one,
-// which on a route would make a URI of another host, is not believed.
+// which on a route would make a URI of another host, is not believed. That of an announced
+// server has a location at this proxy already.
 func (t *translation) location(p *exchange.Response) (string, bool) {
 	u := t.place.uri
 	if p.From.IsValid() && p.GroupPort != 0 {
@@ -245,13 +248,46 @@ func (t *translation) location(p *exchange.Response) (string, bool) {
 	if len(u.Path) == 0 && len(u.Query) == 0 {
 		return "", false
 	}
+	if t.place.server != nil || t.announces(p) {
+		return requestTarget(u), true
+	}
 	return t.front.mapping.hosting(t.place, u), true
 }
 
-// source is the URI of a group response's server, with the path that was asked
-// for (Content-Location).
-func (t *translation) source(p *exchange.Response) wire.URI {
-	u := t.place.uri
-	u.Host, u.Addr, u.Port = "", t.front.zoned(p.From).Addr(), p.From.Port()
-	return u
+// announces reports whether the server of a response was announced to the client of a
+// route: its Reply-From is of this proxy's making.
+func (t *translation) announces(p *exchange.Response) bool {
+	return p.GroupPort != 0 && t.place.route != nil && t.place.route.Name != ""
+}
+
+// server is the URI of a response's server as the client is to know it, without the
+// path of what was asked for: the server's own, or, of one that was announced, one at
+// this proxy, as which the client goes on (HC-85). It reports false if nobody is known
+// to have sent the response.
+func (t *translation) server(p *exchange.Response) (wire.URI, bool) {
+	u := t.self
+	switch {
+	case t.announces(p):
+		v, err := wire.ParseReplyFrom(p.ReplyFrom)
+		if err != nil || v.Ref == nil {
+			return u, false
+		}
+		u.Path = v.Ref.Path
+	case !p.From.IsValid():
+		return u, false
+	case t.place.server != nil:
+		u.Path = t.place.server
+	default:
+		u = wire.URI{Scheme: t.place.uri.Scheme, Addr: t.front.zoned(p.From).Addr(), Port: p.From.Port()}
+	}
+	return u, true
+}
+
+// source is the URI of what a group's member has sent: that of its server, with the
+// path that it was asked for (Content-Location).
+func (t *translation) source(p *exchange.Response) (wire.URI, bool) {
+	u, ok := t.server(p)
+	u.Path = append(slices.Clip(u.Path), t.place.uri.Path...)
+	u.Query = t.place.uri.Query
+	return u, ok
 }

@@ -318,6 +318,15 @@ func (m *Mappings) at(local netip.AddrPort, host hostKey, rest [][]byte, now tim
 	return nil, 0, false
 }
 
+// Announced reports whether a server goes by a segment of the path. It is no use of the
+// mapping.
+func (m *Mappings) Announced(id string, now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known := m.byPath[id]
+	return known != nil && now.Sub(known.used) < m.Lifetime
+}
+
 // Len is the number of mappings.
 func (m *Mappings) Len() int {
 	m.mu.Lock()

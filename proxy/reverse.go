@@ -47,12 +47,10 @@ type ReverseRoute struct {
 	Port   uint16
 	Base   []string
 	// Group says that the target is a group, Groups under which names it is
-	// configured, Servers how its members are announced, and Timeout what stands in for a missing Multicast-Timeout of
-	// those who cannot send any, 0 for nothing.
+	// configured, and Servers how its members are announced.
 	Group   bool
 	Groups  []string
 	Servers ServersAs
-	Timeout time.Duration
 	// PassThrough forwards requests with OSCORE to the target as they are; else a
 	// layer for the proxy is taken off first (OH-18).
 	PassThrough bool
@@ -89,6 +87,17 @@ func (v *Reverse) routeOf(p *Place) *ReverseRoute {
 		if v.Routes[i].matches(p) {
 			return &v.Routes[i]
 		}
+	}
+	return nil
+}
+
+// route is the route of a name, nil for none.
+func (v *Reverse) route(name string) *ReverseRoute {
+	if v == nil || name == "" {
+		return nil
+	}
+	if i := slices.IndexFunc(v.Routes, func(t ReverseRoute) bool { return t.Name == name }); i >= 0 {
+		return &v.Routes[i]
 	}
 	return nil
 }
@@ -301,14 +310,15 @@ type announcing struct {
 	value    []byte
 }
 
-// announcer returns the sink for a request that goes where h says, w itself when
-// there is nothing to announce. It keeps nothing of the request's bytes.
-func (v *Reverse) announcer(r *exchange.Request, h *found, w exchange.Sink) exchange.Sink {
+// announcer returns the sink for a request that goes where h says, by the next proxy
+// if one is named, w itself when there is nothing to announce. It keeps nothing of the
+// request's bytes.
+func (v *Reverse) announcer(r *exchange.Request, h *found, nextHop string, w exchange.Sink) exchange.Sink {
 	group := h.route != nil && h.route.Servers != Direct // GP-55: made of the address
 	if !group && h.taken == 0 && len(h.to.path) == 0 {
 		return w
 	}
-	a := &announcing{sink: w, reverse: v, found: h, scheme: r.Scheme, local: r.Local}
+	a := &announcing{sink: w, reverse: v, found: h, scheme: r.Scheme, local: r.Local, nextHop: nextHop}
 	a.legacy = r.Client != nil && r.Client.Dialect == exchange.Legacy
 	for _, s := range h.base {
 		a.base = append(a.base, slices.Clone(s))
@@ -327,11 +337,19 @@ func (a *announcing) Locate(t *exchange.Target) {
 // Respond implements exchange.Sink.
 func (a *announcing) Respond(p *exchange.Response) exchange.Verdict {
 	a.response = *p
+	base, inside := a.base, a.found.to.path
 	if p.GroupPort != 0 && a.found.route != nil && a.found.route.Servers != Direct && (p.From.IsValid() || p.ReplyFrom != nil) {
-		a.response.ReplyFrom = a.announce(p) // GP-102, behind a next proxy
+		var path []string
+		a.response.ReplyFrom, path = a.announce(p) // GP-102, behind a next proxy
+		if path != nil {
+			base, inside = nil, nil
+			for _, s := range path {
+				base = append(base, lent(s))
+			}
+		}
 	}
 	if p.Code == codes.Created && wire.Has(p.Options, wire.LocationPath) {
-		a.response.Options = a.relocated(p.Options)
+		a.response.Options = relocated(p.Options, base, inside)
 	}
 	verdict := a.sink.Respond(&a.response)
 	a.response = exchange.Response{}
@@ -348,22 +366,23 @@ func (a *announcing) Attend() {
 	}
 }
 
-// relocated makes the location of a new resource one at the proxy.
-func (a *announcing) relocated(options message.Options) message.Options {
-	out := make(message.Options, 0, len(options)+len(a.base))
-	skip, placed := len(a.found.to.path), false
+// relocated makes the location of a new resource one at the proxy: below base instead
+// of inside, the path that the proxy has put in front of the client's.
+func relocated(options message.Options, base [][]byte, inside []string) message.Options {
+	out := make(message.Options, 0, len(options)+len(base))
+	skip, placed := len(inside), false
 	var segments [][]byte
 	for s := range wire.All(options, wire.LocationPath) {
 		segments = append(segments, s)
 	}
-	if !hasPrefix(segments, a.found.to.path) {
+	if !hasPrefix(segments, inside) {
 		return options // it is outside of what the route shows
 	}
 	for _, o := range options {
 		if o.ID == wire.LocationPath {
 			if !placed {
 				placed = true
-				for _, s := range a.base {
+				for _, s := range base {
 					out = append(out, message.Option{ID: wire.LocationPath, Value: s})
 				}
 			}
@@ -377,13 +396,18 @@ func (a *announcing) relocated(options message.Options) message.Options {
 	return out
 }
 
-// announce returns the value of Reply-From for the server of a response. It is
-// empty where nothing can be announced that would reach the server.
-func (a *announcing) announce(p *exchange.Response) []byte {
+// announce returns the value of Reply-From for the server of a response, and the path
+// in it, if it has one. It is empty where nothing can be announced that would reach the
+// server.
+//
+// Over HTTP a path is what there is: a client can hardly send a Host that is not that of
+// the URI, and each address of its own would be another origin, under a name that no
+// certificate has. Which host the proxy is in the URI is for the front to say.
+func (a *announcing) announce(p *exchange.Response) (value []byte, path []string) {
 	t, m := a.found.route, a.reverse.Mappings
 	key, to, ok := behindOf(p.From, p.ReplyFrom)
 	if !ok {
-		return []byte{}
+		return []byte{}, nil
 	}
 	key.nextHop, to.nextHop, to.asServer = a.nextHop, a.nextHop, key.via != ""
 	now := time.Now()
@@ -391,22 +415,25 @@ func (a *announcing) announce(p *exchange.Response) []byte {
 	if t.Announce.IsValid() {
 		self.Addr = t.Announce
 	}
-	way := t.Servers
-	if (way == OwnAddress || a.legacy && len(m.Pool) > 0) && !strings.HasPrefix(a.scheme, "http") { // GP-128: a legacy client knows no second item
+	way, web := t.Servers, overHTTP(a.scheme)
+	if web {
+		way = ByPath // HC-85
+	}
+	if (way == OwnAddress || a.legacy && len(m.Pool) > 0) && !web { // GP-128: a legacy client knows no second item
 		if at, ok := m.address(key, to, t.Groups, a.scheme, a.local.Addr(), now); ok {
 			if !t.Announce.IsValid() {
 				self.Addr = at.Addr()
 			}
 			self.Port = at.Port()
-			return a.append(wire.ReplyFromValue{Server: self})
+			return a.append(wire.ReplyFromValue{Server: self}), nil
 		}
 		way = ByPath
 	}
 	if t.AnnouncePort != 0 {
 		self.Port = t.AnnouncePort
 	}
-	if self.Addr.IsUnspecified() {
-		return []byte{}
+	if self.Addr.IsUnspecified() && !web {
+		return []byte{}, nil
 	}
 	if way == ByHost && key.via == "" {
 		addr := p.From.Addr().WithZone("")
@@ -415,10 +442,10 @@ func (a *announcing) announce(p *exchange.Response) []byte {
 			written = p.From.Port() // GP-9
 		}
 		m.host(key, to, t.Groups, addr, written, p.From.Port(), now)
-		return a.append(wire.ReplyFromValue{Server: self, Ref: &wire.ReplyFromRef{Addr: addr, Port: p.From.Port()}})
+		return a.append(wire.ReplyFromValue{Server: self, Ref: &wire.ReplyFromRef{Addr: addr, Port: p.From.Port()}}), nil
 	}
-	id := m.path(key, to, t.Groups, now)
-	return a.append(wire.ReplyFromValue{Server: self, Ref: &wire.ReplyFromRef{Path: append(slices.Clip(a.reverse.ServersPath), id)}})
+	path = append(slices.Clip(a.reverse.ServersPath), m.path(key, to, t.Groups, now))
+	return a.append(wire.ReplyFromValue{Server: self, Ref: &wire.ReplyFromRef{Path: path}}), path
 }
 
 func (a *announcing) append(v wire.ReplyFromValue) []byte {

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -226,7 +227,7 @@ func TestMappingToAnnouncedTarget(t *testing.T) {
 			numbers := wire.DefaultNumbers()
 			v := &Reverse{ServersPath: []string{"servers"}, Mappings: NewMappings(MappingsConfig{Lifetime: time.Hour, Max: 9, Stats: &stats, Log: zap.NewNop()})}
 			a := &announcing{reverse: v, scheme: "coap+tcp", local: addrPort("198.51.100.1:5683"), found: &found{route: &ReverseRoute{Groups: []string{"g"}}}}
-			value := a.announce(&exchange.Response{ReplyFrom: unhex(t, tt.announced), GroupPort: 1})
+			value, _ := a.announce(&exchange.Response{ReplyFrom: unhex(t, tt.announced), GroupPort: 1})
 			got, err := wire.ParseReplyFrom(value)
 			require.NoError(t, err)
 			require.Equal(t, "coap+tcp://198.51.100.1", got.ServerURI())
@@ -254,7 +255,7 @@ func TestNothingToAnnounce(t *testing.T) {
 	v := &Reverse{Mappings: NewMappings(MappingsConfig{Lifetime: time.Hour, Max: 9, Stats: &Stats{}, Log: zap.NewNop()})}
 	a := &announcing{reverse: v, scheme: "coap", local: addrPort("0.0.0.0:5683"), found: &found{route: &ReverseRoute{}}}
 	for _, p := range []exchange.Response{{From: addrPort("192.0.2.9:5683")}, {ReplyFrom: []byte("garbage")}} {
-		value := a.announce(&p)
+		value, _ := a.announce(&p)
 		require.NotNil(t, value)
 		require.Empty(t, value)
 	}
@@ -273,6 +274,59 @@ func TestReverseVectors(t *testing.T) {
 	} {
 		v := &Reverse{Mappings: NewMappings(MappingsConfig{Lifetime: time.Hour, Max: 9, Stats: &Stats{}, Log: zap.NewNop()})}
 		a := &announcing{reverse: v, scheme: "coap+tcp", local: addrPort(tt.local), found: &found{route: &ReverseRoute{Servers: tt.servers}}}
-		require.Equal(t, tt.value, hex.EncodeToString(a.announce(&exchange.Response{From: addrPort(tt.server)})))
+		value, _ := a.announce(&exchange.Response{From: addrPort(tt.server)})
+		require.Equal(t, tt.value, hex.EncodeToString(value))
+	}
+}
+
+// HC-85: HTTP clients learn of servers by path, whatever the route says for CoAP clients
+// and whatever the listener is bound to; it is the path that CoAP clients know. GP-102:
+// it is announced as long as the mapping lasts, and looking does not prolong that.
+func TestAnnouncedToHTTPClients(t *testing.T) {
+	m := NewMappings(MappingsConfig{Lifetime: time.Hour, Max: 9, Stats: &Stats{}, Log: zap.NewNop(), Pool: []netip.AddrPort{addrPort("192.0.2.1:6000")}})
+	v := &Reverse{Mappings: m, ServersPath: []string{"servers"}}
+	server := &exchange.Response{From: addrPort("192.0.2.9:5683"), GroupPort: 5683}
+	var values []string
+	for _, kind := range []ServersAs{ByHost, ByPath, OwnAddress} {
+		a := &announcing{reverse: v, scheme: "https", local: addrPort("[::]:443"), legacy: true, found: &found{route: &ReverseRoute{Servers: kind}}}
+		value, path := a.announce(server)
+		values = append(values, hex.EncodeToString(value))
+		require.Len(t, path, 2)
+		require.Equal(t, "servers", path[0])
+	}
+	require.Equal(t, values[0], values[1])
+	require.Equal(t, values[0], values[2])
+	a := &announcing{reverse: v, scheme: "coap", local: addrPort("192.0.2.1:5683"), found: &found{route: &ReverseRoute{Servers: ByPath}}}
+	_, path := a.announce(server)
+	now := time.Now()
+	for range 2 {
+		require.True(t, m.Announced(path[1], now.Add(59*time.Minute)))
+	}
+	require.False(t, m.Announced(path[1], now.Add(2*time.Hour)))
+	require.False(t, m.Announced("", now))
+	require.False(t, m.Announced("servers", now))
+}
+
+// What a member has created is where it is announced, if that is a path.
+func TestAnnouncedLocation(t *testing.T) {
+	for servers, want := range map[ServersAs]string{ByHost: "n/made", ByPath: "servers/*/base/made"} {
+		inGateway(t, standingIn(servers, func(s *setup) { s.reverse.Routes[0].Base = []string{"base"} }), func(g *gateway) {
+			c, a := g.peer(userAddr), g.peer(member1, "224.0.1.187")
+			c.ask(msg(non, codes.GET, "t", append(segments("n", "r"), timeout(2))...))
+			q := a.request()
+			m := msg(non, codes.Created, string(q.Token), opt(wire.LocationPath, "base"), opt(wire.LocationPath, "made"))
+			m.ID = 77
+			a.transmit(q.from, &m)
+			got := c.take()
+			require.Len(t, got, 1)
+			var path []string
+			for s := range wire.All(got[0].Options, wire.LocationPath) {
+				if len(s) == 10 {
+					s = []byte("*")
+				}
+				path = append(path, string(s))
+			}
+			require.Equal(t, want, strings.Join(path, "/"))
+		})
 	}
 }

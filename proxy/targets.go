@@ -91,7 +91,11 @@ func (t *Targets) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		*scratch = options
 	}
 	r.Options = options
-	return t.reach(r, w, &d, false)
+	route := t.Reverse.route(r.Route)
+	if route != nil {
+		w = t.Reverse.announcer(r, &found{route: route}, t.hopFor(&d), w)
+	}
+	return t.reach(r, w, &d, route != nil)
 }
 
 // asked is what a client named a target by, as a log may show it.
@@ -162,10 +166,7 @@ func (t *Targets) stoodInFor(r *exchange.Request, w exchange.Sink, p *Place) exc
 	if f != nil {
 		return exchange.Fail(w, f)
 	}
-	w = t.Reverse.announcer(r, &h, w)
-	if a, ok := w.(*announcing); ok {
-		a.nextHop = t.hopFor(&h.to.destination)
-	}
+	w = t.Reverse.announcer(r, &h, t.hopFor(&h.to.destination), w)
 	r.Options = options
 	r.Target.Announced = h.to.groups
 	return t.reach(r, w, &h.to.destination, true)

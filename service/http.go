@@ -69,13 +69,15 @@ func (p *Proxy) webOf(c *config.Config, g *generation, log *zap.Logger) error {
 		return err
 	}
 	routes := p.webRoutes(c)
+	announced := func(id string) bool { return p.mappings.Announced(id, time.Now()) }
 	newFront := httpbridge.NewFront
 	if p.http.front != nil {
 		newFront = p.http.front.Successor
 	}
 	g.web, err = newFront(httpbridge.Config{Next: g.entry, Clients: clients, Numbers: p.numbers, Engine: p.engine,
-		Mapping: httpbridge.Mapping{Prefix: h.Prefix, Templates: h.Templates, DefaultScheme: h.DefaultScheme, Forward: h.ForwardProxy, Routes: routes},
-		Media:   httpbridge.Media{Loose: h.LooseMediaTypes, PassThrough: h.CoAPPayload}, OSCORE: h.OSCORE,
+		Mapping: httpbridge.Mapping{Prefix: h.Prefix, Templates: h.Templates, DefaultScheme: h.DefaultScheme, Forward: h.ForwardProxy, Routes: routes,
+			Servers: c.Proxy.ServersPath, Announced: announced},
+		Media: httpbridge.Media{Loose: h.LooseMediaTypes, PassThrough: h.CoAPPayload}, OSCORE: h.OSCORE,
 		Origins: httpbridge.Origins{Allow: h.CORS.Origins, Credentials: h.CORS.Credentials, MaxAge: h.CORS.MaxAge,
 			Hosts: hostNames(c)},
 		Limits: httpbridge.Limits{Exchanges: h.Limits.Exchanges, ClientExchanges: h.Limits.ClientExchanges,
@@ -115,9 +117,13 @@ func (p *Proxy) webRoutes(c *config.Config) (out []httpbridge.Route) {
 		if len(r.Listen) > 0 {
 			came = func(scheme string, local netip.AddrPort) bool { return p.bound.has(r.Listen, scheme, local) }
 		}
+		name := "" // GP-55: made of the address
+		if len(c.GroupsAt(r.To.HostPort)) > 0 && r.Servers != config.ServersDirect {
+			name = r.Name
+		}
 		target := wire.URI{Scheme: r.To.Scheme, Host: r.To.Host, Addr: r.To.Addr, Port: r.To.Port, Path: r.To.Path}
 		for _, host := range append(r.Host[:len(r.Host):len(r.Host)], "")[:max(len(r.Host), 1)] {
-			out = append(out, httpbridge.Route{Host: host, Listener: came, Path: r.Path, Target: target.String(),
+			out = append(out, httpbridge.Route{Name: name, Host: host, Listener: came, Path: r.Path, Target: target.String(),
 				Timeout: exchange.Timeout{Seconds: uint32(r.MulticastTimeout / time.Second), Present: r.MulticastTimeout > 0}})
 		}
 	}

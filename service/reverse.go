@@ -121,7 +121,7 @@ func (p *Proxy) reverseOf(c *config.Config) *proxy.Reverse {
 		t := &c.Routes[i]
 		groups := c.GroupsAt(t.To.HostPort)
 		route := proxy.ReverseRoute{Name: t.Name, Hosts: slices.Clone(t.Host), Path: t.Path, Scheme: t.To.Scheme, Host: t.To.Host, Addr: t.To.Addr,
-			Port: t.To.Port, Base: t.To.Path, Group: len(groups) > 0, Groups: groups, Timeout: t.MulticastTimeout, PassThrough: t.OSCORE == config.OSCOREPassThrough,
+			Port: t.To.Port, Base: t.To.Path, Group: len(groups) > 0, Groups: groups, PassThrough: t.OSCORE == config.OSCOREPassThrough,
 			Announce: t.Announce.Addr, AnnouncePort: t.Announce.Port}
 		for j, host := range route.Hosts {
 			if addr, err := netip.ParseAddr(host); err == nil {
