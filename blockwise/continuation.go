@@ -125,7 +125,7 @@ func (s *continued) take(p *exchange.Response) {
 		s.relay(p)
 		return
 	}
-	limit := s.kept.request.BodyLimit
+	limit := s.kept.Bare().BodyLimit
 	if !p.From.IsValid() || b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches ||
 		!time.Now().Before(s.last) && !s.observes ||
 		!s.layer.reserve(limit) {
@@ -137,7 +137,7 @@ func (s *continued) take(p *exchange.Response) {
 		s.layer.Engine.Schedule(&s.deadline, s.last)
 	}
 	if s.request == nil {
-		s.request, s.fetches = continuing(s.kept.restore(), true), make(map[*completion]bool)
+		s.request, s.fetches = continuing(s.kept.Request(), true), make(map[*completion]bool)
 	}
 	c := &completion{steps: steps{leg: s.layer.Unicast}, block: p.Clone()}
 	s.fetches[c] = true
@@ -156,9 +156,9 @@ func (s *continued) completed(c *completion, whole *exchange.Response, err error
 		return
 	}
 	delete(s.fetches, c)
-	s.layer.bytes.Add(-int64(s.kept.request.BodyLimit))
+	s.layer.bytes.Add(-int64(s.kept.Bare().BodyLimit))
 	if err != nil {
-		s.layer.Log.Debug("body not completed", zap.Uint64("exchange", s.kept.request.ID), zap.Stringer("server", c.block.From), zap.Error(err))
+		s.layer.Log.Debug("body not completed", zap.Uint64("exchange", s.kept.Bare().ID), zap.Stringer("server", c.block.From), zap.Error(err))
 		s.incomplete(c.block)
 		return
 	}
@@ -188,7 +188,7 @@ func (s *continued) hurry() { s.abandon(true) }
 func (s *continued) abandon(relay bool) {
 	for c := range s.fetches {
 		delete(s.fetches, c)
-		s.layer.bytes.Add(-int64(s.kept.request.BodyLimit))
+		s.layer.bytes.Add(-int64(s.kept.Bare().BodyLimit))
 		c.steps.Cancel()
 		if relay {
 			s.incomplete(c.block)

@@ -23,7 +23,7 @@ type observed struct {
 	any     bool              // a response was handed on
 	over    bool              // the leg has ended without an error
 	ended   bool
-	kept    kept
+	kept    exchange.Kept
 	unready bool // Cancel came before leg was set
 }
 
@@ -32,7 +32,7 @@ var _ exchange.Renewer = (*observed)(nil)
 // observe makes an exchange of a registration.
 func (u *Upstream) observe(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	o := &observed{upstream: u, sink: w}
-	o.kept.keep(r)
+	o.kept.Keep(r, nil, perBlock)
 	leg := u.next.Exchange(r, o)
 	o.serial.DoAlways(func() {
 		o.leg = leg
@@ -92,7 +92,7 @@ func (o *observed) take(p *exchange.Response) {
 		b.observe, b.notifies = append([]byte(nil), v...), true
 	}
 	o.body = b
-	b.operation = newOperation(o.upstream, b, o.kept.restore())
+	b.operation = newOperation(o.upstream, b, o.kept.Request())
 	if next := b.operation.answered(p, b.operation.request.Method == wire.FETCH); next != nil {
 		b.operation.steps.serial.DoAlways(next)
 	}

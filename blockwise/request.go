@@ -1,7 +1,6 @@
 package blockwise
 
 import (
-	"encoding/binary"
 	"slices"
 	"sync"
 
@@ -13,19 +12,11 @@ import (
 )
 
 // kept is a request that outlives its Exchange, in case its response turns out
-// to be the first of several blocks. That is rare, so keeping is cheap: the
-// options and the payload are packed into an array of the struct itself, and
-// unpacked only when they are needed. It must not be copied.
+// to be the first of several blocks, with memory of its own. It must not be copied.
 type kept struct {
-	request exchange.Request // without options and payload
-	packed  []byte           // number, length and value of each option; then the payload
-	payload int              // where in packed the payload begins
-	inline  [inlineRequest]byte
+	exchange.Kept
+	room exchange.Room
 }
-
-// inlineRequest is room for the options of nearly every request without a
-// payload.
-const inlineRequest = 96
 
 // keptPool lends kept requests: nearly all are given back unused.
 var keptPool = sync.Pool{New: func() any { return new(kept) }}
@@ -37,45 +28,22 @@ func keepRequest(r *exchange.Request) *kept {
 	return k
 }
 
-// release gives k back, of which nothing is in use: not after restore.
+// release gives k back, of which nothing is in use: not after Request.
 func (k *kept) release() {
-	k.request, k.packed = exchange.Request{}, nil
+	k.Kept = exchange.Kept{}
 	keptPool.Put(k)
 }
 
-// keep copies r. Options that are not repeated with every block are left out.
-func (k *kept) keep(r *exchange.Request) {
-	k.request = *r
-	k.request.Options, k.request.Payload, k.request.Target.Also = nil, nil, slices.Clone(r.Target.Also)
-	packed := k.inline[:0]
-	if size := len(r.Payload); size > len(k.inline) {
-		packed = make([]byte, 0, size+inlineRequest)
-	}
-	for _, o := range r.Options {
-		switch o.ID {
-		case wire.Block1, wire.Block2, wire.Size1, wire.Size2, wire.Observe, wire.NoResponse:
-			continue
-		}
-		packed = binary.AppendUvarint(packed, uint64(o.ID))
-		packed = binary.AppendUvarint(packed, uint64(len(o.Value)))
-		packed = append(packed, o.Value...)
-	}
-	k.payload = len(packed)
-	k.packed = append(packed, r.Payload...)
-}
+// keep copies r.
+func (k *kept) keep(r *exchange.Request) { k.Keep(r, &k.room, perBlock) }
 
-// restore returns the request. It owns its bytes together with k.
-func (k *kept) restore() *exchange.Request {
-	r := k.request
-	for rest := k.packed[:k.payload]; len(rest) > 0; {
-		id, n := binary.Uvarint(rest)
-		size, m := binary.Uvarint(rest[n:])
-		start, end := n+m, n+m+int(size)
-		r.Options = append(r.Options, message.Option{ID: message.OptionID(id), Value: rest[start:end:end]})
-		rest = rest[end:]
+// perBlock names the options that are not repeated with every block.
+func perBlock(id message.OptionID) bool {
+	switch id {
+	case wire.Block1, wire.Block2, wire.Size1, wire.Size2, wire.Observe, wire.NoResponse:
+		return true
 	}
-	r.Payload = k.packed[k.payload:len(k.packed):len(k.packed)]
-	return &r
+	return false
 }
 
 // withOption returns a copy of options with one in its place. It replaces

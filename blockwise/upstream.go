@@ -85,7 +85,7 @@ func (u *Upstream) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cance
 	if u.isRefusing(r.Target.Addr) {
 		return exchange.Fail(w, tooLargeForServer())
 	}
-	o := newOperation(u, w, keepRequest(r).restore())
+	o := newOperation(u, w, keepRequest(r).Request())
 	o.steps.serial.DoAlways(func() { o.begin(u.largest(&o.request.Target)) })
 	return &o.steps
 }
@@ -213,7 +213,7 @@ func (c *call) Respond(p *exchange.Response) exchange.Verdict {
 
 // goOn makes the operation that begins when the leg has ended this exchange.
 func (c *call) goOn() {
-	c.then = newOperation(c.upstream, c.sink, c.kept.restore())
+	c.then = newOperation(c.upstream, c.sink, c.kept.Request())
 	c.kept = nil
 }
 
@@ -225,7 +225,7 @@ func (c *call) wantsBlocks(p *exchange.Response) (wire.Block, bool) {
 	}
 	value, ok := wire.First(p.Options, wire.Block1)
 	b, err := c.upstream.read(value)
-	return b, ok && err == nil && b.Size() < len(c.kept.packed)-c.kept.payload
+	return b, ok && err == nil && b.Size() < c.kept.PayloadLen()
 }
 
 // End implements exchange.Sink.

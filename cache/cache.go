@@ -223,7 +223,7 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 		if validator != nil {
 			c.config.Stats.Stale.Add(1)
 		}
-		s.again = withoutETags(r)
+		s.again.Keep(r, nil, isETag)
 		a.options = withETags(a.options[:0], r.Options, listed, validator)
 		r.Options = a.options
 	}
@@ -266,18 +266,7 @@ func withETags(dst, options message.Options, listed etags, more ...[]byte) messa
 	return dst
 }
 
-// withoutETags is a copy of r that lists no ETag.
-func withoutETags(r *exchange.Request) *exchange.Request {
-	c := r.Clone()
-	kept := c.Options[:0]
-	for _, o := range c.Options {
-		if o.ID != wire.ETag {
-			kept = append(kept, o)
-		}
-	}
-	c.Options = kept
-	return c
-}
+func isETag(id message.OptionID) bool { return id == wire.ETag }
 
 // flightKey makes the key under which an exchange can be shared: the cache key,
 // and what else makes clients' requests the same (GC-82). An observation is

@@ -203,7 +203,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	listed := a.etags
 	if observe {
 		listed = nil
-		s.again = withoutETags(r)
+		s.again.Keep(r, nil, isETag)
 	}
 	validators := n.etags[:0]
 	for _, tag := range n.etags { // GP-80, GC-63
@@ -276,9 +276,9 @@ func (c *Cache) whole(w exchange.Sink, a *scratch, tag []byte, now time.Time, po
 
 // forOne is a group request as it is repeated to one of its servers (GP-80).
 func forOne(r *exchange.Request) *exchange.Request {
-	c := withoutETags(r)
+	c := r.Clone()
 	c.Options = slices.DeleteFunc(c.Options, func(o message.Option) bool {
-		return o.ID == wire.NoResponse || o.ID == wire.Observe
+		return o.ID == wire.ETag || o.ID == wire.NoResponse || o.ID == wire.Observe
 	})
 	c.Timeout = exchange.Timeout{}
 	return c

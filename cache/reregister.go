@@ -23,7 +23,7 @@ func (s *shared) reregister() {
 	c := s.cache
 	c.mu.Lock()
 	upstream := s.upstream
-	ready := upstream != nil && !s.abandoned && !s.closed && s.again != nil
+	ready := upstream != nil && !s.abandoned && !s.closed && s.again.Bare() != nil
 	c.mu.Unlock()
 	if s.ended || s.repeat || !ready {
 		return

@@ -39,9 +39,9 @@ type shared struct {
 	scheme      string
 	server      netip.AddrPort // of one server
 	client      *exchange.Identity
-	group       *audience // of a group
-	again       *exchange.Request
-	base        *entry // of an observation: the one whose ETag the registration lists
+	group       *audience     // of a group
+	again       exchange.Kept // the request without ETags, where it may be made anew
+	base        *entry        // of an observation: the one whose ETag the registration lists
 
 	// Guarded by Cache.mu.
 	subscribers []*subscriber // replaced, never changed, when one leaves
@@ -238,7 +238,7 @@ func (s *shared) alien(p *exchange.Response, without []*subscriber) {
 	switch {
 	case s.group != nil:
 		s.refetch(unmapped(p.From), p.GroupPort, without)
-	case s.again != nil && !s.asked2nd && !s.observe:
+	case s.again.Bare() != nil && !s.asked2nd && !s.observe:
 		s.asked2nd, s.repeat = true, true
 	default:
 		s.failure = exchange.Failf(exchange.BadResponse, "the server confirmed an ETag it was not asked about")
@@ -293,7 +293,7 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	s.remember(server, got.entry, p)
 	got.subscribers = s.subscribers
 	notified := s.observe && p.Code>>5 == 2 && wire.Has(p.Options, wire.Observe)
-	repeats := got.alien && !s.asked2nd && s.again != nil && !s.first.etags.has(got.etag)
+	repeats := got.alien && !s.asked2nd && s.again.Bare() != nil && !s.first.etags.has(got.etag)
 	if s.group == nil && !notified && !repeats { // FP-62, FP-66
 		s.close()
 	}
@@ -404,9 +404,10 @@ func (s *shared) finish(err error) {
 		abandoned := s.abandoned
 		c.mu.Unlock()
 		if !abandoned {
-			r := *s.again
+			r := s.again.Request()
 			r.Arrival = time.Now()
-			s.start(&r)
+			s.again.Keep(r, nil, isETag) // so that those who keep it below share that again
+			s.start(r)
 			return
 		}
 	}

@@ -17,7 +17,8 @@
 //     Respond too, any number of times; after End it does nothing.
 //   - Request and Response are borrowed: they and the bytes they refer to are
 //     valid during the call and may alias a receive buffer. Who keeps one
-//     clones it. A layer may change the fields of a Request (never the bytes
+//     clones it; a request that is there only to be made once more, if it ever
+//     is, is Kept. A layer may change the fields of a Request (never the bytes
 //     they refer to) before it passes it on; a Response is never changed, a
 //     layer that wants another one passes on a copy of the struct.
 //   - Who makes datagrams leave flushes: a batch of received datagrams ends

@@ -120,17 +120,27 @@ type Request struct {
 	ID uint64
 	// Method is the request code, known or not (FP-26).
 	Method codes.Code
+	// Confirmable says that the client asked for reliable transport.
+	Confirmable bool
+	// Secured says that the client's hop is protected, by DTLS, TLS or OSCORE,
+	// whether or not the client has proven who it is (FP-87).
+	Secured bool
+	// BERT says that client and proxy may exchange blocks of several times 1024
+	// bytes (RFC 8323 §6).
+	BERT bool
+	// Replaces: this registration to observe takes the place of one of the same
+	// client, which ends as soon as this one has begun.
+	Replaces bool
+	// Form is how the client named Target.
+	Form Form
 	// Options are sorted by number. From the front they come as received. The
 	// layer that finds the target removes what belongs to the client's hop:
 	// Proxy-*, Uri-Host and Uri-Port (see Target), Multicast-Timeout (see
 	// Timeout); after it Uri-Path and Uri-Query are those of the target.
 	Options message.Options
 	Payload []byte
-	// Confirmable says that the client asked for reliable transport.
-	Confirmable bool
-	// Target is where the request goes, Form how the client said so.
+	// Target is where the request goes.
 	Target Target
-	Form   Form
 	// Route names the route of the proxy's reverse side by which a front that has
 	// routes of its own has found the target; empty: none. The servers that answer are
 	// announced as the route says.
@@ -145,20 +155,11 @@ type Request struct {
 	// Scheme that of the URI under which they are served, e.g. "coap+tcp".
 	Local  netip.AddrPort
 	Scheme string
-	// Secured says that the client's hop is protected, by DTLS, TLS or OSCORE,
-	// whether or not the client has proven who it is (FP-87).
-	Secured bool
 	// Arrival is when the request was received; T' counts from here.
 	Arrival time.Time
 	// PreviousHop is the measured round trip to the client, 0 when unknown
 	// (GP-94).
 	PreviousHop time.Duration
-	// BERT says that client and proxy may exchange blocks of several times 1024
-	// bytes (RFC 8323 §6).
-	BERT bool
-	// Replaces: this registration to observe takes the place of one of the same
-	// client, which ends as soon as this one has begun.
-	Replaces bool
 	// BodyLimit is the longest response body in bytes that the front can hand
 	// to its client in one piece (GC-54).
 	BodyLimit int
@@ -167,6 +168,8 @@ type Request struct {
 	// Sealing protects the request on its way to the server, for a leg that sends
 	// messages (OH-3); nil: it is sent as it is.
 	Sealing Sealing
+
+	kept *Request // as a layer keeps it: see Kept
 }
 
 // Stored is what a client wants of stored responses; the zero value leaves it to
