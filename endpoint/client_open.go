@@ -119,7 +119,7 @@ func (k *call) stop(err error) {
 	case o.group && c.config.GroupStop != nil && !o.silent:
 		c.tell(k, &wire.Message{Code: codes.GET, Options: c.config.GroupStop})
 	case o.registration != nil:
-		c.tell(k, o.deregistration())
+		c.tell(k, o.registration.end())
 	}
 }
 
@@ -142,7 +142,7 @@ func (c *Client) tell(k *call, m *wire.Message) {
 	c.calls[d.token] = d
 	until := time.Now().Add(c.config.TimeoutCON)
 	if s.outstanding < max(nstart, 1) {
-		c.start(d, nstart, until)
+		c.start(d, m, nstart, until)
 		return
 	}
 	c.config.Engine.Schedule(&d.deadline, until)
@@ -174,20 +174,20 @@ func (s *server) unqueue(k *call) {
 	}
 }
 
-// start begins a call whose request is its own, or has it wait for its turn.
+// start begins a call with a request of its own, or has it wait for its turn.
 // Called under the lock, which it lets go of.
-func (c *Client) start(k *call, nstart int, until time.Time) {
+func (c *Client) start(k *call, m *wire.Message, nstart int, until time.Time) {
 	s := k.server
 	c.config.Engine.Schedule(&k.deadline, until)
 	if s.outstanding >= max(nstart, 1) {
-		k.waiting = true
+		k.waiting, k.request = true, m
 		s.waiting, _, _ = exchange.Enqueue(s.waiting, k, netip.Addr{}, s.round, len(s.waiting)+1)
 		c.mu.Unlock()
 		return
 	}
 	err := c.begin(k)
 	c.mu.Unlock()
-	c.send(k, k.request, err)
+	c.send(k, m, err)
 }
 
 var _ exchange.Renewer = (*call)(nil)
@@ -243,9 +243,7 @@ func (k *call) openExpired(now time.Time) {
 	c.config.Stats.ObservationsRenewed.Add(1)
 	o.renewing, o.order = true, wire.NotificationOrder{} // the server may have started anew
 	o.due = now.Add(c.config.TimeoutCON)
-	again := *o.registration
-	k.request = &again
-	c.start(k, nstart, o.due)
+	c.start(k, o.registration.message(), nstart, o.due)
 }
 
 // sessionLost stands for a Message ID when the session with the server has ended.

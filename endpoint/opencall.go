@@ -16,8 +16,8 @@ import (
 // responses until its T' is over (GP-64), or both.
 type openCall struct {
 	// registration is repeated when nothing has come for too long (FP-65); nil
-	// when nothing is observed. Owned, without Token and Message ID.
-	registration *wire.Message
+	// when nothing is observed.
+	registration registration
 	group        bool
 	// silent: a group request without responses, T' = 0. It is over when it is
 	// acknowledged.
@@ -56,9 +56,40 @@ func openCallOf(r *exchange.Request, m *wire.Message) *openCall {
 		o.until = r.Arrival.Add(r.Timeout.Duration())
 	}
 	if observes {
-		o.registration = &wire.Message{Type: message.Confirmable, Code: m.Code, Options: exchange.CloneOptions(m.Options), Payload: slices.Clone(m.Payload)}
+		o.registration = registrationOf(m)
 	}
 	return o
+}
+
+// registration is a request to observe as it is sent, without Token and Message
+// ID: there are many, and they are rarely needed.
+type registration []byte
+
+// registrationOf keeps a request; nil for one that cannot be sent either.
+func registrationOf(m *wire.Message) registration {
+	encoded, err := (&wire.Message{Code: m.Code, Options: m.Options, Payload: m.Payload}).Append(nil)
+	if err != nil {
+		return nil
+	}
+	return encoded
+}
+
+// message is the request to send, to be changed by nobody but its options.
+func (r registration) message() *wire.Message {
+	m := &wire.Message{}
+	_ = m.Decode(r) // which was encoded here
+	return m
+}
+
+// end is the request that ends the observation at its server (FP-67).
+func (r registration) end() *wire.Message {
+	m := r.message()
+	for i := range m.Options {
+		if m.Options[i].ID == wire.Observe {
+			m.Options[i].Value = []byte{wire.ObserveDeregister}
+		}
+	}
+	return m
 }
 
 // plain makes a registration an ordinary request, because there are too many
@@ -134,18 +165,6 @@ func renewalPause() time.Duration {
 // its session or connection is lost.
 func reconnectPause() time.Duration {
 	return time.Second + rand.N(2*time.Second) //nolint:gosec // a spread in time is no secret
-}
-
-// deregistration is the request that ends the observation at its server (FP-67).
-func (o *openCall) deregistration() *wire.Message {
-	m := *o.registration
-	m.Options = slices.Clone(m.Options)
-	for i := range m.Options {
-		if m.Options[i].ID == wire.Observe {
-			m.Options[i].Value = []byte{wire.ObserveDeregister}
-		}
-	}
-	return &m
 }
 
 // hand gives a response to the sink; stop is called when that wants no more.

@@ -96,7 +96,7 @@ func (k *streamCall) stop(err error) {
 	case o.group && c.config.GroupStop != nil && !o.silent:
 		m = wire.Message{Code: codes.GET, Options: c.config.GroupStop}
 	case o.registration != nil:
-		m = *o.deregistration()
+		m = *o.registration.end()
 	default:
 		return
 	}
@@ -197,8 +197,7 @@ func (k *streamCall) openExpired(now time.Time) {
 			return
 		}
 		delete(c.adrift, k)
-		again := *o.registration
-		k.request = &again
+		k.request = o.registration.message()
 		l.standing++
 		l.enter(k)
 	}
@@ -209,7 +208,6 @@ func (k *streamCall) openExpired(now time.Time) {
 	stream := l.stream
 	c.mu.Unlock()
 	if stream != nil {
-		again := *o.registration
-		k.send(stream, &again)
+		k.send(stream, o.registration.message())
 	}
 }
