@@ -1,7 +1,9 @@
 package blockwise
 
 import (
+	"bytes"
 	"errors"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -23,8 +25,14 @@ type Stats struct {
 // rest is fetched by unicast from that server, and the whole is relayed if it
 // is complete in time and the front can hand it on in one piece; otherwise the
 // first block is relayed as received. It is safe for concurrent use.
+//
+// Behind a next proxy that stands in for its servers it is fetched from the target that
+// the proxy has announced (GP-102, GP-118). No next proxy says which path of a server
+// that of the group is, if it stands in for the group. So the whole of the same one is
+// asked for, and what comes counts if it begins with what the group request brought.
 type Continuation struct {
-	// Group is the group leg, Unicast the leg for the further blocks.
+	// Group is the group leg, Unicast the leg for the further blocks; one to next proxies
+	// puts bodies together itself.
 	Group, Unicast exchange.Handler
 	Engine         *exchange.Engine
 	Stats          *Stats
@@ -126,7 +134,7 @@ func (s *continued) take(p *exchange.Response) {
 		return
 	}
 	limit := s.kept.Bare().BodyLimit
-	if !p.From.IsValid() || b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches ||
+	if !p.From.IsValid() && p.ReplyFrom == nil || b.Size() >= limit || announced(p) > int64(limit) || len(s.fetches) >= maxFetches ||
 		!time.Now().Before(s.last) && !s.observes ||
 		!s.layer.reserve(limit) {
 		s.incomplete(p)
@@ -139,15 +147,79 @@ func (s *continued) take(p *exchange.Response) {
 	if s.request == nil {
 		s.request, s.fetches = continuing(s.kept.Request(), true), make(map[*completion]bool)
 	}
-	c := &completion{steps: steps{leg: s.layer.Unicast}, block: p.Clone()}
-	s.fetches[c] = true
 	request := *s.request
 	request.Target = exchange.Target{Scheme: "coap", Addr: p.From, NextHop: request.Target.NextHop} // GC-51, GC-55
+	if !p.From.IsValid() && !toAnnounced(&request, p.ReplyFrom) {
+		s.layer.bytes.Add(-int64(limit))
+		s.incomplete(p)
+		return
+	}
+	c := &completion{steps: steps{leg: s.layer.Unicast}, block: p.Clone()}
+	s.fetches[c] = true
+	if request.Target.NextHop != "" {
+		w := &wholeBody{completion: c, limit: limit, err: errBlock}
+		w.done = func(err error) { s.serial.DoAlways(func() { s.completed(c, w.whole, err) }) }
+		c.steps.serial.DoAlways(func() { c.steps.begin(&request, w) })
+		return
+	}
 	first := *c.block
 	first.Payload = append(make([]byte, 0, 2*len(p.Payload)), p.Payload...)
 	f := &fetch{steps: &c.steps, request: &request, first: &first, limit: limit, read: wire.ParseBlock}
 	f.done = func(err error) { s.serial.DoAlways(func() { s.completed(c, f.first, err) }) }
 	c.steps.serial.DoAlways(func() { f.next(b.SZX) })
+}
+
+// wholeBody is the sink of a request for the whole of a body of which the first block is
+// there.
+type wholeBody struct {
+	completion *completion
+	limit      int
+	whole      *exchange.Response
+	err        error
+	done       func(error)
+}
+
+// Respond implements exchange.Sink.
+func (b *wholeBody) Respond(p *exchange.Response) exchange.Verdict {
+	first := b.completion.block
+	switch {
+	case p.Code>>5 != first.Code>>5:
+		b.err = &refusal{p.Clone()}
+	case wire.Has(p.Options, wire.Block2):
+	case p.Code != first.Code, !sameETag(first, p), !bytes.HasPrefix(p.Payload, first.Payload):
+		b.err = errChanged // or it is another resource
+	case len(p.Payload) > b.limit:
+		b.err = errTooLarge
+	default:
+		whole := *first
+		whole.Payload = bytes.Clone(p.Payload)
+		b.whole, b.err = &whole, nil
+	}
+	return exchange.Stop
+}
+
+// End implements exchange.Sink.
+func (b *wholeBody) End(err error) {
+	if b.whole != nil || err == nil { // else it did not get as far
+		err = b.err
+	}
+	b.done(err)
+}
+
+// toAnnounced makes of a request for a group one for a server that a next proxy calls
+// by a target of its own. It reports false if that is none to send requests to.
+func toAnnounced(r *exchange.Request, replyFrom []byte) bool {
+	v, err := wire.ParseReplyFrom(replyFrom)
+	if err != nil {
+		return false
+	}
+	var ok bool
+	if r.Options, ok = v.FollowUp(r.Options); !ok {
+		return false
+	}
+	r.Target = exchange.Target{Scheme: v.Server.Scheme, Addr: netip.AddrPortFrom(v.Server.Addr.WithZone(""), v.Server.Port), NextHop: r.Target.NextHop}
+	r.Form = exchange.FormServer
+	return true
 }
 
 // completed relays a completed body, or its first block.

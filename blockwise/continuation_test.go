@@ -3,6 +3,7 @@ package blockwise
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/netip"
 	"sync"
 	"testing"
@@ -546,6 +547,84 @@ func TestContinuationOfNotifications(t *testing.T) {
 			require.Len(g, w.responses(), 1)
 			ends, _ := w.ended()
 			require.Equal(g, 1, ends)
+		})
+	}
+}
+
+// GC-54, GP-102, GP-118: behind a next proxy the whole body is asked for, from the server
+// as it is called there, and counts if it is the one that the group request has begun.
+func TestContinuationBehindNextProxy(t *testing.T) {
+	item1 := wire.URI{Scheme: "coap+tcp", Addr: netip.MustParseAddr("192.0.2.9"), Port: 7000}
+	body := bodyOf(300)
+	other := append([]byte("other"), body...)
+	for name, tt := range map[string]struct {
+		announced wire.ReplyFromValue
+		raw       []byte
+		from      netip.AddrPort
+		asked     string // target, form and options; empty: nothing is asked for
+		answer    *exchange.Response
+		whole     bool
+	}{
+		"by host":     {announced: wire.ReplyFromValue{Server: item1, Ref: &wire.ReplyFromRef{Addr: netip.MustParseAddr("2001:db8::1"), Port: 61616}}, asked: "coap+tcp://192.0.2.9:7000 server 3=[2001:db8::1] 7=\xf0\xb0 11=r 15=q", answer: content(body), whole: true},
+		"by path":     {announced: wire.ReplyFromValue{Server: item1, Ref: &wire.ReplyFromRef{Path: []string{"s", "1"}}}, asked: "coap+tcp://192.0.2.9:7000 server 11=s 11=1 11=r 15=q", answer: content(body), whole: true},
+		"own address": {announced: wire.ReplyFromValue{Server: item1}, asked: "coap+tcp://192.0.2.9:7000 server 11=r 15=q", answer: content(body), whole: true},
+		"itself":      {from: member(1), asked: "coap://" + member(1).String() + " 11=r 15=q", answer: content(body), whole: true},
+
+		"something else":   {announced: wire.ReplyFromValue{Server: item1}, asked: "coap+tcp://192.0.2.9:7000 server 11=r 15=q", answer: content(other)},
+		"its first block":  {announced: wire.ReplyFromValue{Server: item1}, asked: "coap+tcp://192.0.2.9:7000 server 11=r 15=q", answer: content(body[:64], blockOption(wire.Block2, 0, true, 2))},
+		"another ETag":     {announced: wire.ReplyFromValue{Server: item1}, asked: "coap+tcp://192.0.2.9:7000 server 11=r 15=q", answer: content(body, option(wire.ETag, []byte{1}))},
+		"too much":         {announced: wire.ReplyFromValue{Server: item1}, asked: "coap+tcp://192.0.2.9:7000 server 11=r 15=q", answer: content(append(body[:300:300], bodyOf(2000)...))},
+		"not there":        {announced: wire.ReplyFromValue{Server: item1}, asked: "coap+tcp://192.0.2.9:7000 server 11=r 15=q", answer: &exchange.Response{Code: codes.NotFound}},
+		"no address":       {announced: wire.ReplyFromValue{Server: wire.URI{Scheme: "coap", Host: "h.example"}}},
+		"no single server": {announced: wire.ReplyFromValue{Server: wire.URI{Scheme: "coap", Addr: netip.MustParseAddr("224.0.1.187")}}},
+		"not by CoAP":      {announced: wire.ReplyFromValue{Server: wire.URI{Scheme: "http", Addr: netip.MustParseAddr("192.0.2.9")}}},
+		"nonsense":         {raw: []byte("nonsense")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inGroup(t, func(g *groupTest) {
+				w := &checkingSink{t: g}
+				r := request(codes.GET, nil, option(wire.URIQuery, []byte("q")))
+				r.Target = exchange.Target{Scheme: "coap", Host: "group.example", Group: true, NextHop: "up"}
+				r.Timeout, r.BodyLimit = exchange.Timeout{Seconds: 5, Present: true}, 2000
+				ask(g.layer, r, w)
+				p := g.first(1, body, 2)
+				if p.From = tt.from; !p.From.IsValid() {
+					if p.ReplyFrom = tt.raw; tt.raw == nil {
+						p.ReplyFrom = tt.announced.Append([]byte{})
+					}
+				}
+				g.group.last().respond(p)
+				if tt.asked == "" {
+					require.Empty(g, g.unicast.requests())
+				} else {
+					require.Len(g, g.unicast.requests(), 1)
+					a := g.unicast.last()
+					got := a.Target.Scheme + "://" + a.Target.Addr.String()
+					if a.Form == exchange.FormServer {
+						got += " server"
+					}
+					for _, o := range a.Options {
+						got += fmt.Sprintf(" %d=%s", o.ID, o.Value)
+					}
+					require.Equal(g, tt.asked, got)
+					require.Equal(g, "up", a.Target.NextHop)
+					a.answer(tt.answer)
+				}
+				g.group.last().end(nil)
+				got := w.one()
+				require.Equal(g, p.ReplyFrom, got.ReplyFrom)
+				require.Equal(g, p.From, got.From)
+				require.EqualValues(g, 5683, got.GroupPort)
+				if tt.whole {
+					require.Equal(g, body, got.Payload)
+					require.Empty(g, got.Options)
+					require.EqualValues(g, 1, g.stats.Completed.Load())
+					return
+				}
+				require.Equal(g, p, got)
+				require.EqualValues(g, 1, g.stats.Incomplete.Load())
+				require.Zero(g, g.layer.bytes.Load())
+			})
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 	"github.com/stretchr/testify/require"
 
@@ -106,4 +107,21 @@ func TestAnnouncedServers(t *testing.T) {
 	chain.serve = answers(&exchange.Response{Code: codes.NotFound, GroupPort: 5683})
 	w := do(f, "GET", "/lamps/x", "", "Multicast-Timeout: 1")
 	require.Equal(t, http.StatusNotFound, w.Code)
+}
+
+// GC-54: a piece of a body is no answer, in no form.
+func TestPieceOfABody(t *testing.T) {
+	f, chain := newFront(t, nil)
+	piece := member(serverA, codes.Content, "begun", message.Option{ID: wire.Block2, Value: []byte{0x0a}})
+	whole := member(serverB, codes.Content, "small", message.Option{ID: wire.Block2, Value: []byte{0x02}})
+	chain.serve = answers(piece, whole)
+	for _, fields := range [][]string{{}, {"Accept: application/json"}, {"Accept: application/x-ndjson"}, {"Prefer: stream-parts"}} {
+		w := do(f, "GET", groupTarget, "", append(fields, "Multicast-Timeout: 1")...)
+		require.Equal(t, 200, w.Code)
+		require.NotContains(t, w.Body.String(), "begun")
+		require.NotContains(t, w.Body.String(), base64.StdEncoding.EncodeToString([]byte("begun")))
+		require.Contains(t, w.Body.String(), "502")
+		require.Contains(t, w.Body.String(), "longer than one message")
+		require.Regexp(t, "small|c21hbGw=", w.Body.String())
+	}
 }

@@ -143,6 +143,10 @@ func (t *translation) into(h http.Header, p *exchange.Response, group bool) (a a
 	} else {
 		tagged = false
 	}
+	if group && partial(p.Options) {
+		return answer{status: http.StatusBadGateway, fields: http.Header{"Cache-Control": {"no-store"}, "Content-Type": {plainText}},
+			body: []byte("the body is longer than one message, and the rest of it could not be fetched")}, true
+	}
 	unchanged := slices.ContainsFunc(t.listed, func(l []byte) bool { return tagged && bytes.Equal(l, tag) })
 	switch {
 	case p.Code == codes.Valid:
@@ -195,6 +199,17 @@ func (t *translation) into(h http.Header, p *exchange.Response, group bool) (a a
 		a.fields["Content-Encoding"] = t.field(coding)
 	}
 	return a, true
+}
+
+// partial reports whether a response is but a part of a body (GC-54): there is no way to
+// ask for the others in HTTP.
+func partial(options message.Options) bool {
+	value, ok := wire.First(options, wire.Block2)
+	if !ok {
+		return false
+	}
+	b, err := wire.ParseBlock(value)
+	return err != nil || b.More || b.Num > 0
 }
 
 // freshness writes Cache-Control (HC-50, HC-51).

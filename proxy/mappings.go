@@ -342,21 +342,15 @@ func behindOf(from netip.AddrPort, replyFrom []byte) (serverKey, behind, bool) {
 		return serverKey{addr: from}, behind{destination: destination{scheme: "coap", addr: from.Addr(), port: from.Port()}}, true
 	}
 	v, err := wire.ParseReplyFrom(replyFrom)
-	if err != nil || !v.Server.Addr.IsValid() {
+	if err != nil {
+		return serverKey{}, behind{}, false
+	}
+	if _, ok := v.FollowUp(nil); !ok {
 		return serverKey{}, behind{}, false
 	}
 	to := behind{destination: destination{scheme: v.Server.Scheme, addr: v.Server.Addr.WithZone(""), port: v.Server.Port}}
 	if v.Ref != nil { // GP-118
-		to.path, to.uriPort = v.Ref.Path, v.Ref.Port
-		switch {
-		case v.Ref.Addr.IsValid():
-			to.uriHost = v.Ref.Addr.WithZone("").String()
-			if v.Ref.Addr.Is6() {
-				to.uriHost = "[" + to.uriHost + "]"
-			}
-		default:
-			to.uriHost = v.Ref.Host
-		}
+		to.path, to.uriPort, to.uriHost = v.Ref.Path, v.Ref.Port, v.Ref.URIHost()
 	}
 	return serverKey{via: string(replyFrom)}, to, true
 }

@@ -249,12 +249,14 @@ func TestMappingToAnnouncedTarget(t *testing.T) {
 	}
 }
 
-// What cannot be announced is not: neither garbage of a next hop nor the address
-// that stands for all of them, and least of all the server's.
+// What cannot be announced is not: neither garbage of a next hop, nor what is no server
+// of CoAP's, nor the address that stands for all of them, and least of all the server's.
 func TestNothingToAnnounce(t *testing.T) {
 	v := &Reverse{Mappings: NewMappings(MappingsConfig{Lifetime: time.Hour, Max: 9, Stats: &Stats{}, Log: zap.NewNop()})}
 	a := &announcing{reverse: v, scheme: "coap", local: addrPort("0.0.0.0:5683"), found: &found{route: &ReverseRoute{}}}
-	for _, p := range []exchange.Response{{From: addrPort("192.0.2.9:5683")}, {ReplyFrom: []byte("garbage")}} {
+	group := wire.ReplyFromValue{Server: wire.URI{Scheme: "coap", Addr: netip.MustParseAddr("224.0.1.187"), Port: 5683}}.Append(nil)
+	web := wire.ReplyFromValue{Server: wire.URI{Scheme: "http", Addr: netip.MustParseAddr("192.0.2.9"), Port: 80}}.Append(nil)
+	for _, p := range []exchange.Response{{From: addrPort("192.0.2.9:5683")}, {ReplyFrom: []byte("garbage")}, {ReplyFrom: group}, {ReplyFrom: web}} {
 		value, _ := a.announce(&p)
 		require.NotNil(t, value)
 		require.Empty(t, value)

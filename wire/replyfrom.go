@@ -6,6 +6,8 @@ import (
 	"math"
 	"net/netip"
 	"strings"
+
+	"github.com/plgd-dev/go-coap/v3/message"
 )
 
 // Lengths of a Reply-From value, in bytes (GP-4).
@@ -30,6 +32,48 @@ type ReplyFromRef struct {
 }
 
 func (ref *ReplyFromRef) hasHost() bool { return ref.Host != "" || ref.Addr.IsValid() }
+
+// URIHost is the host as Uri-Host has it, without a zone; "" for none.
+func (ref *ReplyFromRef) URIHost() string {
+	if !ref.Addr.IsValid() {
+		return ref.Host
+	}
+	return string(appendHost(nil, "", ref.Addr.WithZone("")))
+}
+
+// FollowUp returns the options of a request to Server for what options ask of the
+// server behind it (GP-118). They are sorted, and hold no Uri-Host or Uri-Port yet. It
+// reports false for a target that no such request can be sent to: not an address of a
+// single host, or not by CoAP.
+func (v ReplyFromValue) FollowUp(options message.Options) (message.Options, bool) {
+	addr := v.Server.Addr
+	if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() || !isCoAPScheme(v.Server.Scheme) {
+		return nil, false
+	}
+	if v.Ref == nil {
+		return options, true
+	}
+	out := make(message.Options, 0, len(options)+len(v.Ref.Path)+2)
+	i := 0
+	upTo := func(id message.OptionID) {
+		for ; i < len(options) && options[i].ID < id; i++ {
+			out = append(out, options[i])
+		}
+	}
+	if host := v.Ref.URIHost(); host != "" {
+		upTo(URIHost)
+		out = append(out, message.Option{ID: URIHost, Value: []byte(host)})
+		if v.Ref.Port != 0 {
+			upTo(URIPort)
+			out = append(out, message.Option{ID: URIPort, Value: AppendUint(nil, uint32(v.Ref.Port))})
+		}
+	}
+	upTo(URIPath)
+	for _, segment := range v.Ref.Path {
+		out = append(out, message.Option{ID: URIPath, Value: []byte(segment)})
+	}
+	return append(out, options[i:]...), true
+}
 
 var (
 	errReplyFromLen  = errors.New("not 5 to 1034 bytes long")
