@@ -30,6 +30,8 @@ type guard struct {
 	refused  *atomic.Uint64
 	released func()
 	closed   atomic.Bool
+	// cut: a message was refused. The server may close a connection that it reads.
+	cut atomic.Bool
 	// peer and local are the addresses of the connection.
 	peer, local netip.AddrPort
 	// sendBy is the write deadline, of the goroutine that serves the requests.
@@ -214,8 +216,7 @@ func (g *guard) pass(n int) {
 // abort ends the connection inside a message: what the server reads of the body
 // is cut short.
 func (g *guard) abort() bool {
-	g.refused.Add(1)
-	g.frame, g.in = frameRefused, nil
+	g.cutOff()
 	return true
 }
 
@@ -380,10 +381,15 @@ func decimalLength(s []byte) (int64, bool) {
 
 // refuse puts the guard's own request in the place of the message that follows.
 func (g *guard) refuse(reason string) bool {
-	g.refused.Add(1)
-	g.frame, g.in = frameRefused, nil
+	g.cutOff()
 	g.out = []byte("GET " + g.target + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nReason: " + reason + "\r\n\r\n")
 	return true
+}
+
+func (g *guard) cutOff() {
+	g.refused.Add(1)
+	g.frame, g.in = frameRefused, nil
+	g.cut.Store(true)
 }
 
 // Close implements net.Conn. After a refusal it waits a little for what the
@@ -393,7 +399,7 @@ func (g *guard) Close() error {
 		return nil
 	}
 	defer g.released()
-	if c, ok := g.Conn.(*net.TCPConn); ok && g.frame == frameRefused {
+	if c, ok := g.Conn.(*net.TCPConn); ok && g.cut.Load() {
 		if c.CloseWrite() == nil {
 			_ = c.SetReadDeadline(time.Now().Add(lingerTime))
 			_, _ = io.CopyN(io.Discard, c, lingerBytes)

@@ -196,3 +196,28 @@ func FuzzGuard(f *testing.F) {
 		}
 	})
 }
+
+// The server closes a connection while it reads from it: it looks for the end of the
+// client behind the last request.
+func TestGuardClosedWhileReading(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	for range 20 {
+		far, err := net.Dial("tcp", l.Addr().String())
+		require.NoError(t, err)
+		near, err := l.Accept()
+		require.NoError(t, err)
+		g := newGuard(near, 1000, new(atomic.Uint64), func() {})
+		read := make(chan struct{})
+		go func() {
+			defer close(read)
+			_, _ = g.Read(make([]byte, 100))
+		}()
+		_, err = far.Write([]byte("\r\n\r\n"))
+		require.NoError(t, err)
+		require.NoError(t, far.Close())
+		require.NoError(t, g.Close())
+		<-read
+	}
+}

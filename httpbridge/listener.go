@@ -233,7 +233,7 @@ func (l *Listener) newServers() servers {
 	s.h2.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: c.MaxStreams, WriteByteTimeout: c.Front.Limits.SendTimeout,
 		SendPingTimeout: c.IdleTimeout, PingTimeout: c.HeaderTimeout}
 	if l.udp != nil {
-		s.h3 = &http3.Server{Handler: l, MaxHeaderBytes: c.MaxHeader, IdleTimeout: c.IdleTimeout}
+		s.h3 = &http3.Server{Handler: l, MaxHeaderBytes: c.MaxHeader}
 	}
 	return s
 }

@@ -80,6 +80,8 @@ func (l *Listener) serveConn(ctx, over context.Context, s *http3.Server, c *quic
 		return
 	}
 	peer := addrPortOf(c.RemoteAddr()).Addr()
+	idle := newIdleTimer(l.config.IdleTimeout, func() { _ = c.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle timeout") })
+	defer idle.stop()
 	var running, requests sync.WaitGroup
 	running.Go(func() {
 		for {
@@ -101,8 +103,10 @@ func (l *Listener) serveConn(ctx, over context.Context, s *http3.Server, c *quic
 			continue
 		}
 		_ = stream.SetReadDeadline(time.Now().Add(l.config.HeaderTimeout)) // sender moves it for the body
+		idle.begin()
 		requests.Go(func() {
 			defer release()
+			defer idle.end()
 			raw.HandleRequestStream(stream)
 		})
 	}
@@ -130,4 +134,44 @@ func reject(s *quic.Stream) {
 	s.ReleaseStreamCredit()
 	s.CancelRead(quic.StreamErrorCode(http3.ErrCodeRequestRejected))
 	s.CancelWrite(quic.StreamErrorCode(http3.ErrCodeRequestRejected))
+}
+
+// idleTimer ends a connection that has had no request for a time. That of http3 goes
+// on where a request ends after its connection, and keeps all of that alive: a
+// megabyte for every twenty connections of a client that opens one after another.
+type idleTimer struct {
+	pause time.Duration
+
+	mu       sync.Mutex
+	timer    *time.Timer
+	requests int
+	stopped  bool
+}
+
+func newIdleTimer(pause time.Duration, expired func()) *idleTimer {
+	return &idleTimer{pause: pause, timer: time.AfterFunc(pause, expired)}
+}
+
+// begin and end are called for each request.
+func (t *idleTimer) begin() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.requests++
+	t.timer.Stop()
+}
+
+func (t *idleTimer) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.requests--; t.requests == 0 && !t.stopped {
+		t.timer.Reset(t.pause)
+	}
+}
+
+// stop is called with the end of the connection.
+func (t *idleTimer) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stopped = true
+	t.timer.Stop()
 }

@@ -3,6 +3,7 @@ package httpbridge
 import (
 	"context"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -138,4 +139,48 @@ func TestManyStreamsOverHTTP3(t *testing.T) {
 	require.Eventually(t, func() bool { return f.Stats.Streams.Load() == 4 }, 20*time.Second, time.Millisecond)
 	w, _ := get(t, client3(t, a.client()), "https://"+addr, someTarget)
 	require.Equal(t, 200, w.StatusCode)
+}
+
+// A connection without requests is closed, even if the client keeps it alive; and
+// nothing keeps what was closed (HC-97).
+func TestIdleOverHTTP3(t *testing.T) {
+	a := newAuthority(t)
+	f, _ := newFront(t, nil)
+	addr := serve(t, f, func(c *ListenConfig) {
+		a.server(t)(c)
+		c.IdleTimeout = 300 * time.Millisecond
+	})
+	config := a.client()
+	config.NextProtos, config.ServerName = []string{http3.NextProtoH3}, "localhost"
+	c, err := quic.DialAddr(t.Context(), addr, config, &quic.Config{KeepAlivePeriod: 50 * time.Millisecond})
+	require.NoError(t, err)
+	defer func() { _ = c.CloseWithError(0, "") }()
+	client := (&http3.Transport{}).NewClientConn(c)
+	r, err := http.NewRequestWithContext(t.Context(), "GET", "https://localhost/", http.NoBody)
+	require.NoError(t, err)
+	began := time.Now()
+	w, err := client.RoundTrip(r)
+	require.NoError(t, err)
+	_ = w.Body.Close()
+	select {
+	case <-c.Context().Done():
+	case <-time.After(20 * time.Second):
+		t.Fatal("the connection stays")
+	}
+	require.GreaterOrEqual(t, time.Since(began), 300*time.Millisecond)
+	var closed *quic.ApplicationError
+	require.ErrorAs(t, context.Cause(c.Context()), &closed)
+	require.EqualValues(t, http3.ErrCodeNoError, closed.ErrorCode)
+
+	timer := newIdleTimer(time.Hour, func() {})
+	timer.begin()
+	timer.begin()
+	timer.end()
+	require.False(t, timer.timer.Stop(), "a request is running")
+	timer.end()
+	require.True(t, timer.timer.Stop(), "none is")
+	timer.begin()
+	timer.stop()
+	timer.end()
+	require.False(t, timer.timer.Stop(), "the connection has ended")
 }
