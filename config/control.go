@@ -2,6 +2,7 @@ package config
 
 import (
 	"path/filepath"
+	"reflect"
 )
 
 // Control says where the proxy is asked and told things while it runs.
@@ -39,6 +40,23 @@ func (c Control) Path() (path string, required bool) {
 		return "", false
 	}
 	return c.Socket, true
+}
+
+// ControlIn returns what the file at path says about the control socket whatever
+// mistakes there are elsewhere in it, and the default where it cannot be read: the
+// proxy that works by an earlier version of the file can be asked all the same.
+func ControlIn(path string) Control {
+	c := Default()
+	data, err := read(path)
+	if err != nil {
+		return c.Control
+	}
+	if root, problem := document(data); problem == nil && root != nil {
+		d := decoder{source: source{file: path, lines: map[string]int{}}}
+		d.value(root, "", reflect.ValueOf(c).Elem())
+	}
+	c.Control.locate(filepath.Dir(path))
+	return c.Control
 }
 
 // locate makes a relative path one that starts at the folder of the

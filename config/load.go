@@ -44,14 +44,9 @@ func newSettings(opts []Option) settings {
 // are returned as [Problems]; any other error means that the file could not be
 // read.
 func Load(path string, opts ...Option) (*Config, error) {
-	f, err := os.Open(path)
+	data, err := read(path)
 	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
+		return nil, err
 	}
 	if len(data) == 0 {
 		// It would be valid, and take everything away from everybody. Whoever wants
@@ -70,6 +65,20 @@ func Load(path string, opts ...Option) (*Config, error) {
 		*name = place.path(filepath.Dir(path), *name)
 	}
 	return c, nil
+}
+
+// read reads the file at path, as far as a configuration may be long and a byte more.
+func read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	return data, nil
 }
 
 // Parse checks the configuration in data; name stands for the file in problems.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/buffer"
 	"go.uber.org/zap/zapcore"
 
 	"coapproxy/config"
@@ -30,12 +31,19 @@ func newLog(c config.Log, w io.Writer) (*zap.Logger, logControl) {
 	e := zap.NewProductionEncoderConfig()
 	e.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	e.EncodeDuration = zapcore.StringDurationEncoder
+	journal := isJournal(w)
 	encoder := zapcore.NewJSONEncoder(e)
 	if c.Format == config.LogConsole {
+		if journal {
+			e.TimeKey = zapcore.OmitKey // it has its own
+		}
 		e.EncodeTime = zapcore.TimeEncoderOfLayout("2006-01-02T15:04:05.000Z07:00")
 		e.EncodeLevel = zapcore.CapitalLevelEncoder
 		e.ConsoleSeparator = " "
 		encoder = zapcore.NewConsoleEncoder(e)
+	}
+	if journal {
+		encoder = journalEncoder{encoder, buffer.NewPool()}
 	}
 	level.writer.lost = func(n uint64) []byte {
 		buf, err := encoder.Clone().EncodeEntry(zapcore.Entry{Level: zapcore.WarnLevel, Time: time.Now(),

@@ -45,6 +45,15 @@ func (p *Proxy) registerGauges() {
 	p.metrics.Func("coap_deadlines", "Deadlines scheduled: retransmissions, timeouts, what grows old.", func() int64 { return int64(p.engine.Scheduled()) })
 	p.metrics.Func("proxy_exchanges", "Exchanges of CoAP clients under way.", func() int64 { return int64(p.front.Active()) })
 	p.metrics.Func("proxy_responses_waiting", "Group responses that wait for their client's acknowledgements.", func() int64 { return int64(p.front.Waiting()) })
+	p.metrics.Func("certificate_expires_timestamp_seconds", "When the first of the proxy's own certificates expires, in Unix time; 0: it has none.", func() int64 {
+		if first := p.secrets.Load().FirstExpiry(); !first.IsZero() {
+			return first.Unix()
+		}
+		return 0
+	})
+	p.metrics.Func("membership_directories_silent", "Resource directories that do not tell the members of their group.", func() int64 {
+		return int64(len(p.silentDirectories()))
+	})
 	p.metrics.Func("config_generations", "Configurations in use: the one that serves, and those before it that have exchanges running.", func() int64 {
 		return int64(len(p.generations()))
 	})
@@ -118,7 +127,7 @@ func (p *Proxy) serveMetrics(c config.Metrics, log *zap.Logger) error {
 	case err != nil && required:
 		return err
 	case err != nil:
-		log.Info("no metrics; write metrics.listen to have them elsewhere", zap.Error(err))
+		log.Warn("no metrics; write metrics.listen to have them elsewhere", zap.Error(err))
 		return nil
 	}
 	if !addr.Addr().IsLoopback() {

@@ -134,7 +134,7 @@ func startOn(ctx context.Context, c *config.Config, passed *sockets, log *zap.Lo
 		p.close()
 		return nil, err
 	}
-	warnings(c, log)
+	warnings(c, p.secrets.Load(), log)
 	return p, nil
 }
 
@@ -223,7 +223,10 @@ func (p *Proxy) close() {
 }
 
 // warnings says what an operator should know before it hurts.
-func warnings(c *config.Config, log *zap.Logger) {
+func warnings(c *config.Config, secrets *config.Loaded, log *zap.Logger) {
+	for _, text := range secrets.Expiring(time.Now()) {
+		log.Warn(text)
+	}
 	for i := range c.Clients {
 		cl := &c.Clients[i]
 		// GP-24

@@ -105,7 +105,7 @@ func (p *Proxy) reload(c *config.Config, log *zap.Logger) (control.Reloaded, err
 	p.streams.EndConnections(stale)
 	p.moveObservations(before, g, changes)
 	p.retire(before, log)
-	warnings(c, log)
+	warnings(c, g.secrets, log)
 	return r, nil
 }
 

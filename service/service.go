@@ -54,7 +54,7 @@ func (s *service) run(ctx context.Context, c *config.Config) error {
 		s.log.Error("cannot start", zap.Error(err))
 		return ErrNotStarted
 	}
-	passed.unused(s.proxy.listeners, s.log)
+	passed.unused(s.log)
 	s.proxy.metrics.Func("log_lines_dropped_total", "Lines of the log dropped because nobody read them.", func() int64 { return int64(s.level.writer.dropped.Load()) })
 	s.register()
 	s.log.Info("ready", zap.Duration("after", time.Since(s.began).Round(time.Millisecond)), zap.String("version", Version()))

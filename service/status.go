@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -51,15 +52,8 @@ func (s *service) status() *control.Status {
 	for i := range g.config.Groups {
 		c := &g.config.Groups[i]
 		out.Groups = append(out.Groups, control.GroupStatus{Name: c.Name, URI: c.URI.String(), Interfaces: c.Interfaces, Heard: p.heard.In(c.Name, now)})
-		if d, ok := (*p.members.Load())[c.Name].(*membership.Directory); ok {
-			switch valid, err := d.Status(); {
-			case err != nil:
-				out.Warnings = append(out.Warnings, fmt.Sprintf("the resource directory does not tell the members of the group %s: %v", c.Name, err))
-			case valid == 0:
-				out.Warnings = append(out.Warnings, fmt.Sprintf("the resource directory does not tell the members of the group %s: no answer yet, or none since the last one ran out", c.Name))
-			}
-		}
 	}
+	out.Warnings = append(missingInterfaces(g.config), p.silentDirectories()...)
 	for _, old := range p.generations() {
 		groups, servers := old.queued()
 		out.Exchanges.Queued += groups + servers
@@ -107,8 +101,50 @@ func (s *service) status() *control.Status {
 			out.Warnings = append(out.Warnings, fmt.Sprintf("%d %s", n, w.text))
 		}
 	}
+	out.Warnings = append(out.Warnings, g.secrets.Expiring(now)...)
 	if p.stats.reloads.Refused.Load() != 0 {
 		out.Warnings = append(out.Warnings, "the configuration file was refused when it was read last; the log says why")
+	}
+	return out
+}
+
+// missingInterfaces says which groups cannot be reached because an interface is not
+// there, or down.
+func missingInterfaces(c *config.Config) (out []string) {
+	for i := range c.Groups {
+		for _, name := range c.Groups[i].Interfaces {
+			what := ""
+			switch found, err := net.InterfaceByName(name); {
+			case err != nil:
+				what = "not there"
+			case found.Flags&net.FlagUp == 0:
+				what = "down"
+			default:
+				continue
+			}
+			out = append(out, fmt.Sprintf("the interface %s of the group %s is %s", name, c.Groups[i].Name, what))
+		}
+	}
+	return out
+}
+
+// silentDirectories says which resource directories do not tell the members of their
+// group.
+func (p *Proxy) silentDirectories() (out []string) {
+	members := *p.members.Load()
+	groups := p.serving.Load().config.Groups
+	for i := range groups {
+		name := groups[i].Name
+		d, ok := members[name].(*membership.Directory)
+		if !ok {
+			continue
+		}
+		switch valid, err := d.Status(); {
+		case err != nil:
+			out = append(out, fmt.Sprintf("the resource directory does not tell the members of the group %s: %v", name, err))
+		case valid == 0:
+			out = append(out, fmt.Sprintf("the resource directory does not tell the members of the group %s: no answer yet, or none since the last one ran out", name))
+		}
 	}
 	return out
 }

@@ -73,8 +73,9 @@ func (m manager) watch(ctx context.Context, healthy func(context.Context) error)
 // activation): whoever listens at the address of one uses that. Safe for
 // concurrent use.
 type sockets struct {
-	mu  sync.Mutex
-	all map[socketAddr]*os.File
+	mu    sync.Mutex
+	all   map[socketAddr]*os.File
+	taken map[socketAddr]bool // by a listener, now or earlier
 }
 
 // socketAddr tells sockets apart.
@@ -86,7 +87,7 @@ type socketAddr struct {
 // passedSockets takes over the sockets that this process was started with. The
 // error is about one that is no IP socket.
 func passedSockets() (*sockets, error) {
-	s := &sockets{all: make(map[socketAddr]*os.File)}
+	s := &sockets{all: make(map[socketAddr]*os.File), taken: make(map[socketAddr]bool)}
 	var errs error
 	for _, f := range activation.Files(true) {
 		addr, err := addrOfSocket(f)
@@ -142,6 +143,7 @@ func (s *sockets) take(addr netip.AddrPort, kind int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.taken[socketAddr{addr, kind}] = true
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
@@ -186,17 +188,14 @@ func (s *sockets) forHTTP(c *httpbridge.ListenConfig) error {
 	return err
 }
 
-// unused warns about sockets for which there is no listener.
-func (s *sockets) unused(listeners []*listener, log *zap.Logger) {
+// unused warns about sockets that no listener has taken.
+func (s *sockets) unused(log *zap.Logger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for a := range s.all {
-		used := false
-		for _, l := range listeners {
-			used = used || l.addr == a.addr
-		}
-		if !used {
-			log.Warn("no listener of the configuration has the address of this socket of the service manager", zap.Stringer("address", a.addr))
+		if !s.taken[a] {
+			log.Warn("no listener of the configuration has the address of this socket of the service manager", zap.Stringer("address", a.addr),
+				zap.String("protocol", map[int]string{unix.SOCK_DGRAM: "udp", unix.SOCK_STREAM: "tcp"}[a.kind]))
 		}
 	}
 }

@@ -41,11 +41,12 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--help"}, 0, "Exit codes:", ""},
 		{[]string{"serve", "--nonsense"}, exitUsage, "", "nonsense"},
 		{[]string{"serve", "x"}, exitUsage, "", "wrong number of arguments"},
-		{[]string{"check"}, exitUsage, "", "usage: coapproxy check FILE"},
+		{[]string{"check", "a", "b"}, exitUsage, "", "usage: coapproxy check [FILE]"},
 		{[]string{"check", "/does/not/exist.yaml"}, exitFailed, "", "/does/not/exist.yaml"},
 		{[]string{"serve", "--config", "/does/not/exist.yaml"}, exitConfig, "", "coapproxy init"},
 		{[]string{"init", "a", "b"}, exitUsage, "", "usage: coapproxy init"},
 		{[]string{"request", "--help"}, 0, "--multicast-timeout SECONDS", ""},
+		{[]string{"request", "--timeout", "soon", "GET", "coap://192.0.2.7/"}, exitUsage, "", "write a time such as 5s"},
 		{[]string{"request", "GET"}, exitUsage, "", "usage: coapproxy request"},
 		{[]string{"demo", "--help"}, 0, "--devices N", ""},
 		{[]string{"demo", "--devices", "0"}, exitUsage, "", "--devices 0"},
@@ -71,6 +72,9 @@ func TestUsage(t *testing.T) {
 			}
 			if tt.stderr == "" {
 				require.Empty(t, out.stderr)
+			}
+			if tt.code == exitUsage && len(tt.args) > 1 && !strings.HasPrefix(tt.stderr, "unknown command") {
+				require.LessOrEqual(t, strings.Count(out.stderr, "\n"), 4, "the mistake stays on the screen")
 			}
 		})
 	}

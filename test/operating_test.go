@@ -41,7 +41,8 @@ func describe(text string) []described {
 func TestOperatingDocs(t *testing.T) {
 	t.Parallel()
 	_, group := members(t, 1, content)
-	s := privately(settings{cache: "enabled: true", listen: "- coap://127.0.0.1:0\n- http://127.0.0.1:0"})
+	s := privately(settings{cache: "enabled: true", listen: "- coap://127.0.0.1:0\n- http://127.0.0.1:0",
+		top: "next_hop: [{name: next, uri: \"coap://127.0.0.9\", targets: [\"coap://192.0.2.0/24\"]}]"})
 	p := startProxy(t, group, s)
 	_, text := p.private("/metrics")
 	metrics := describe(text)

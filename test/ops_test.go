@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/netip"
@@ -93,13 +94,19 @@ func TestStatusAndReload(t *testing.T) {
 	require.Len(t, st.Clients, 1)
 	require.Equal(t, []string{"limits.exchanges was changed in the file and takes effect at the next start"}, st.Warnings)
 
-	p.rewrite("listen: [nonsense]\nlimits: {exchanges: 0}\n")
+	p.rewrite("listen: [nonsense]\nlimits: {exchanges: 0}\ncontrol: {" + keys + "}\n")
 	for _, how := range []string{"--config=" + p.config, "--socket=" + socket} {
 		out = run(t, here, program, "reload", how)
 		require.Equal(t, 1, out.code)
 		require.Regexp(t, `config.yaml:1: listen\[0\]: `, out.stderr)
 		require.Regexp(t, `config.yaml:2: limits.exchanges: 0 is out of range`, out.stderr)
+		require.Contains(t, out.stderr, "refused; the proxy goes on as it was")
 	}
+	eventually(t, func() bool { return len(p.entries("configuration refused, the one before stays")) == 2 }, "for the log to tell, too")
+	out = run(t, here, program, "status", "--config", p.config) // which is when one wants to ask
+	require.Zero(t, out.code, out.stderr)
+	require.Contains(t, out.stderr, p.config+" has mistakes")
+	require.Contains(t, out.stdout, "warning: the configuration file was refused")
 	st = shown[shownStatus](t, "status", "--socket", socket)
 	require.Len(t, st.Clients, 1)
 	require.Contains(t, strings.Join(st.Warnings, "\n"), "the configuration file was refused")
@@ -228,6 +235,9 @@ func TestServiceManager(t *testing.T) {
 		require.NoError(t, f.Close())
 	}
 	in := c.expect()
+	if in.Code == coap.Empty { // the ACK of a slow moment
+		in = c.expect()
+	}
 	require.Equal(t, early.Token, in.Token)
 	require.Equal(t, coap.CodeOf(2, 5), in.Code)
 	eventually(t, func() bool { return strings.Contains(heard(), "READY=1\n") }, "for it to be ready")
@@ -253,6 +263,111 @@ func TestServiceManager(t *testing.T) {
 
 	p.stop()
 	require.Contains(t, heard(), "STOPPING=1\n")
+}
+
+// What goes to the journal of systemd has its priority in front of each line.
+func TestJournal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	serve := func(yaml string) (*exec.Cmd, func() string) {
+		file, log := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "log")
+		require.NoError(t, os.WriteFile(file, []byte(yaml), 0o600))
+		f, err := os.Create(log)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = f.Close() })
+		info, err := f.Stat()
+		require.NoError(t, err)
+		at := info.Sys().(*syscall.Stat_t)
+		cmd := exec.Command(program, "serve", "--config", file)
+		cmd.Env = append(os.Environ(), fmt.Sprintf("JOURNAL_STREAM=%d:%d", at.Dev, at.Ino))
+		cmd.Stderr = f
+		return cmd, func() string {
+			data, err := os.ReadFile(log)
+			require.NoError(t, err)
+			return string(data)
+		}
+	}
+	cmd, log := serve("listen: [nonsense, more]\n")
+	var exit *exec.ExitError
+	require.ErrorAs(t, cmd.Run(), &exit)
+	require.Equal(t, exitConfig, exit.ExitCode())
+	require.Regexp(t, `^<3>\S+config.yaml:1: listen\[0\]: .*\n<3>\S+config.yaml:1: listen\[1\]: .*\n$`, log())
+
+	cmd, log = serve("listen: [\"coap://127.0.0.1:0\"]\nmetrics: {listen: off}\ncontrol: {socket: off}\n")
+	ended := make(chan struct{})
+	require.NoError(t, startTied(cmd, func() { close(ended) }))
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+	eventually(t, func() bool { return strings.Contains(log(), "<6>INFO ready") }, "for the proxy to be ready")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.yaml"), []byte("listen: [nonsense]\n"), 0o600))
+	require.NoError(t, cmd.Process.Signal(syscall.SIGHUP))
+	eventually(t, func() bool { return strings.Contains(log(), "<4>WARN configuration refused") }, "for the reload")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		require.Fail(t, "it does not end")
+	}
+	for line := range strings.Lines(log()) {
+		require.Regexp(t, `^<[3-7]>[A-Z]+ `, line)
+	}
+}
+
+// Whoever looks is told that the proxy's own certificate is about to expire.
+func TestCertificateExpires(t *testing.T) {
+	t.Parallel()
+	ca := newCertAuthority(t, "servers")
+	end := time.Now().Add(72 * time.Hour).Truncate(time.Second)
+	ends := func(at time.Time) func(*x509.Certificate) {
+		return func(c *x509.Certificate) {
+			forServer(c)
+			c.NotBefore, c.NotAfter = end.Add(-96*time.Hour), at
+		}
+	}
+	soon, over := ca.issue("soon", ends(end)), ca.issue("over", ends(end.Add(-80*time.Hour)))
+	socket, keys := controlSocket(t)
+	s := privately(settings{control: keys, listen: "- coaps+tcp://127.0.0.1:0"})
+	use := func(p pair) string {
+		s.top = fmt.Sprintf("credentials: {certificate: %s, key: %s}", p.cert, p.key)
+		return s.yaml(group0)
+	}
+	p := startProxyIn(t, here, use(soon))
+	text := "credentials.certificate expires at " + end.UTC().Format(time.RFC3339)
+	p.waitFor(text)
+	require.Equal(t, []string{text}, shown[shownStatus](t, "status", "--socket", socket).Warnings)
+	require.InDelta(t, end.Unix(), p.scrape()["coapproxy_certificate_expires_timestamp_seconds"], 0)
+	out := run(t, here, program, "check", p.config)
+	require.Zero(t, out.code)
+	require.Contains(t, out.stderr, "warning: "+text)
+
+	p.reload(use(over))
+	p.waitFor("credentials.certificate has expired at ")
+	require.Contains(t, strings.Join(shown[shownStatus](t, "status", "--socket", socket).Warnings, "\n"), "credentials.certificate has expired at ")
+	p.reload(use(ca.issue("fresh", ends(end.Add(2000*time.Hour)))))
+	require.Empty(t, shown[shownStatus](t, "status", "--socket", socket).Warnings)
+}
+
+// An interface that is not there is no reason to give up for good, and status names
+// one that went away.
+func TestInterfaceGone(t *testing.T) {
+	inLab(t, "1", func(t *testing.T, l *lab) {
+		px := l.px()
+		socket, keys := controlSocket(t)
+		yaml := settings{control: keys, groups: "- {name: devices, uri: \"coap://224.0.1.187\", interfaces: [late0]}"}.yaml(group0)
+		file := filepath.Join(t.TempDir(), "config.yaml")
+		require.NoError(t, os.WriteFile(file, []byte(yaml), 0o600))
+		out := run(t, px, program, "serve", "--config", file)
+		require.Equal(t, exitFailed, out.code, "a service manager shall try again: %s", out.stderr)
+		require.Contains(t, out.stderr, "this host has no interface late0")
+
+		run(t, px, "ip", "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+		startProxyIn(t, px, yaml)
+		warned := func() string { return run(t, px, program, "status", "--socket", socket).stdout }
+		require.Contains(t, warned(), "warning: the interface late0 of the group devices is down")
+		run(t, px, "ip", "link", "set", "late0", "up")
+		require.NotContains(t, warned(), "warning")
+		run(t, px, "ip", "link", "del", "late0")
+		require.Contains(t, warned(), "warning: the interface late0 of the group devices is not there")
+	})
 }
 
 // One address cannot use up what a whole network shares (FP-37, GP-113).

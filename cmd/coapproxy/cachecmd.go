@@ -88,19 +88,27 @@ func ask[T any](ctx context.Context, stdio stdio, c *controlFlags, method, path 
 		fmt.Fprintln(stdio.err, err)
 		return exitFailed
 	}
+	if c.mistakes != nil {
+		fmt.Fprintf(stdio.err, "coapproxy: %s has mistakes, see coapproxy check; asking the proxy at %s\n", c.config, socket)
+	}
 	var answer T
-	if err := client.Do(ctx, method, path, query, nil, &answer); err != nil {
+	if err := c.ask(ctx, client, method, path, query, &answer); err != nil {
 		fmt.Fprintln(stdio.err, "coapproxy:", explainControl(err, socket))
 		return exitFailed
 	}
-	if c.json {
-		e := json.NewEncoder(stdio.out)
-		e.SetIndent("", "  ")
-		_ = e.Encode(&answer)
-		return exitOK
-	}
-	print(stdio.out, &answer)
+	show(stdio, c, &answer, print)
 	return exitOK
+}
+
+// show prints an answer of the proxy.
+func show[T any](stdio stdio, c *controlFlags, answer *T, print func(io.Writer, *T)) {
+	if !c.json {
+		print(stdio.out, answer)
+		return
+	}
+	e := json.NewEncoder(stdio.out)
+	e.SetIndent("", "  ")
+	_ = e.Encode(answer)
 }
 
 func cacheShow(ctx context.Context, stdio stdio, args []string) int {

@@ -39,7 +39,7 @@ func runDemo(ctx context.Context, io stdio, args []string) int {
 		"privileges and no other set-up; takes other ports where 5683 is in use.")
 	s := demoSettings{program: os.Args[0]}
 	flags.IntVar(&s.devices, "devices", demo.DefaultDevices, fmt.Sprintf("simulate `N` devices, 1 to %d", demo.MaxDevices))
-	flags.DurationVar(&s.leisure, "leisure", demo.DefaultLeisure, "the `TIME` over which the devices spread their answers, up to "+demo.MaxLeisure.String())
+	timeVar(flags, &s.leisure, "leisure", demo.DefaultLeisure, "the `TIME` over which the devices spread their answers, up to "+demo.MaxLeisure.String())
 	flags.Uint64Var(&s.seed, "seed", 0, "same readings and same delays with the same `NUMBER`; 0: others each time")
 	listen := flags.String("listen", "", "have the proxy listen on `ADDRESS:PORT` (default 127.0.0.1:5683, or another port)")
 	http := flags.String("http", "", "have it take HTTP requests on `ADDRESS:PORT` (default 127.0.0.1:8080, or another port)")

@@ -35,7 +35,7 @@ func commands() []command {
 		{"demo", "[flags]", "run a proxy with five simulated devices and ask them all at once", runDemo},
 		{"serve", "[--config FILE]", "run the proxy", runServe},
 		{"init", "[DIR]", "write a first configuration with fresh secrets", runInit},
-		{"check", "FILE", "say what is wrong with a configuration", runCheck},
+		{"check", "[FILE]", "say what is wrong with a configuration", runCheck},
 		{"request", "[flags] METHOD URI", "send a request, to a group too, and print every response", runRequest},
 		{"oscore", "new|show FILE ...", "make the two ends of an OSCORE context, or show one", runOSCORE},
 		{"trace", "[flags] --via PROXY URI", "show the proxies on the way to a URI", runTrace},

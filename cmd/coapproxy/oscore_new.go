@@ -33,7 +33,7 @@ func runOSCORE(_ context.Context, stdio stdio, args []string) int {
 	hexFlag(flags, "client-id", "the Sender ID of the client, `HEX` (default 4 random bytes)", &pair.ClientID)
 	hexFlag(flags, "proxy-id", "the Sender ID of the proxy, `HEX` (default 4 random bytes)", &pair.ProxyID)
 	hexFlag(flags, "id-context", "an ID Context, `HEX` (default none)", &pair.IDContext)
-	flags.DurationVar(&pair.Lifetime, "lifetime", 0, "how long the keys may be used, e.g. 720h (`TIME`; default no end)")
+	timeVar(flags, &pair.Lifetime, "lifetime", 0, "how long the keys may be used, e.g. 720h (`TIME`; default no end)")
 	positional, code, done := parseMixed(flags, args, 2, 3)
 	if done {
 		return code

@@ -92,8 +92,7 @@ func parseMixed(flags *flag.FlagSet, args []string, least, most int) (positional
 		args = flags.Args()[1:]
 	}
 	if len(positional) < least || len(positional) > most {
-		fmt.Fprintf(flags.Output(), "%s: wrong number of arguments\n\n", flags.Name())
-		flags.Usage()
+		wrongNumber(flags)
 		return nil, exitUsage, true
 	}
 	return positional, exitOK, false
@@ -166,7 +165,7 @@ func parseRequest(stdio stdio, args []string) (_ *requestSettings, code int, don
 	flags.BoolVar(&s.retry, "retry", false, "when a chain of proxies asks for a longer multicast timeout, send once more with it")
 	cri := flags.Bool("proxy-cri", false, "name the target to the proxy with Proxy-Cri instead of Proxy-Uri")
 	scheme := flags.Bool("proxy-scheme", false, "name the target to the proxy with Proxy-Scheme and Uri-* options")
-	flags.DurationVar(&r.Wait, "timeout", 0, "how long to wait for a single server, or for a proxy to take a group request, `TIME` (default 95s, 30s with --non)")
+	timeVar(flags, &r.Wait, "timeout", 0, "how long to wait for a single server, or for a proxy to take a group request, `TIME` (default 95s, 30s with --non)")
 	flags.BoolVar(&s.json, "json", false, "print one JSON object a line: responses, then a summary")
 	flags.BoolVar(&s.quiet, "quiet", false, "print responses only: no progress, no hints, no summary")
 	flags.Func("bind", "send from this `ADDRESS` or ADDRESS:PORT", func(v string) (err error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
+	"time"
 
 	"coapproxy/config"
 	"coapproxy/oscorehop"
@@ -36,24 +37,32 @@ func runInit(_ context.Context, io stdio, args []string) int {
 
 // runCheck is the subcommand check.
 func runCheck(_ context.Context, io stdio, args []string) int {
-	flags := newFlags(io, "check", "FILE", "Reads a configuration and prints every problem on a line of its own: file, line, key, what is wrong\nand what to write instead. Reads the files with keys and certificates, too. Exit code 1 when there is one.")
-	if code, done := parse(flags, args, 1, 1); done {
+	flags := newFlags(io, "check", "[FILE]", "Reads a configuration, "+defaultConfig+" without FILE, and prints every problem on a line of its own: file, line, key, what is wrong\nand what to write instead. Reads the files with keys and certificates, too. Exit code 1 when there is one.")
+	if code, done := parse(flags, args, 0, 1); done {
 		return code
 	}
-	c, err := config.Load(flags.Arg(0))
+	file := defaultConfig
+	if flags.NArg() == 1 {
+		file = flags.Arg(0)
+	}
+	c, err := config.Load(file)
 	if err != nil {
 		fmt.Fprintln(io.err, err)
 		return exitFailed
 	}
-	if _, err := c.Credentials.Load(); err != nil {
-		fmt.Fprintf(io.err, "%s: %v\n", flags.Arg(0), err)
+	secrets, err := c.Credentials.Load()
+	if err != nil {
+		fmt.Fprintf(io.err, "%s: %v\n", file, err)
 		return exitFailed
 	}
 	if err := oscorehop.CheckKeyring(c.OSCORE.Contexts, c.ClientContexts(), c.HopContexts()); err != nil {
-		fmt.Fprintf(io.err, "%s: %v\n", flags.Arg(0), err)
+		fmt.Fprintf(io.err, "%s: %v\n", file, err)
 		return exitFailed
 	}
-	fmt.Fprintf(io.out, "%s: ok, %d listeners, %d clients, %d groups\n", flags.Arg(0), len(c.Listen), len(c.Clients), len(c.Groups))
+	for _, warning := range secrets.Expiring(time.Now()) {
+		fmt.Fprintf(io.err, "%s: warning: %s\n", file, warning)
+	}
+	fmt.Fprintf(io.out, "%s: ok, %s, %s, %s\n", file, counted(len(c.Listen), "listener", "listeners"), counted(len(c.Clients), "client", "clients"), counted(len(c.Groups), "group", "groups"))
 	return exitOK
 }
 

@@ -13,7 +13,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"coapproxy/config"
 	"coapproxy/control"
 )
 
@@ -37,24 +36,43 @@ func runReload(ctx context.Context, stdio stdio, args []string) int {
 	if code, done := parse(flags, args, 0, 0); done {
 		return code
 	}
-	var problems config.Problems
-	if _, _, err := c.client(); errors.As(err, &problems) {
+	client, socket, err := c.client()
+	if err != nil {
 		fmt.Fprintln(stdio.err, err)
-		fmt.Fprintln(stdio.err, "coapproxy: refused; the proxy goes on as it was")
 		return exitFailed
 	}
-	return ask(ctx, stdio, &c, http.MethodPost, "/v1/reload", nil, func(out io.Writer, r *control.Reloaded) {
-		fmt.Fprintln(out, "read again;", counted(len(r.Changed), "change", "changes"))
-		for _, change := range r.Changed {
-			fmt.Fprintln(out, " ", change)
+	// The proxy is asked even where its file is seen to be wrong: its log and its
+	// metrics shall tell, too.
+	var answer control.Reloaded
+	err = c.ask(ctx, client, http.MethodPost, "/v1/reload", nil, &answer)
+	var refused *control.StatusError
+	switch {
+	case errors.As(err, &refused) && refused.Status == http.StatusUnprocessableEntity:
+		fmt.Fprintln(stdio.err, refused.Message)
+		fmt.Fprintln(stdio.err, "coapproxy: refused; the proxy goes on as it was")
+		return exitFailed
+	case err != nil:
+		if c.mistakes != nil {
+			fmt.Fprintln(stdio.err, c.mistakes)
 		}
-		if len(r.Restart) > 0 {
-			fmt.Fprintln(out, "takes effect at the next start only:")
-		}
-		for _, change := range r.Restart {
-			fmt.Fprintln(out, " ", change)
-		}
-	})
+		fmt.Fprintln(stdio.err, "coapproxy:", explainControl(err, socket))
+		return exitFailed
+	}
+	show(stdio, &c, &answer, printReloaded)
+	return exitOK
+}
+
+func printReloaded(out io.Writer, r *control.Reloaded) {
+	fmt.Fprintln(out, "read again;", counted(len(r.Changed), "change", "changes"))
+	for _, change := range r.Changed {
+		fmt.Fprintln(out, " ", change)
+	}
+	if len(r.Restart) > 0 {
+		fmt.Fprintln(out, "takes effect at the next start only:")
+	}
+	for _, change := range r.Restart {
+		fmt.Fprintln(out, " ", change)
+	}
 }
 
 func printStatus(out io.Writer, s *control.Status) {

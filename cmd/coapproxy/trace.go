@@ -52,7 +52,7 @@ func runTrace(ctx context.Context, stdio stdio, args []string) int {
 	s.secrets.add(flags)
 	flags.IntVar(&t.most, "max-hops", 16, "give up after `N` proxies, 1 to 255")
 	flags.IntVar(&t.tries, "tries", 3, "how often to ask each, `N`")
-	flags.DurationVar(&t.request.Wait, "timeout", 2*time.Second, "how long to wait for each answer, `TIME`")
+	timeVar(flags, &t.request.Wait, "timeout", 2*time.Second, "how long to wait for each answer, `TIME`")
 	positional, code, done := parseMixed(flags, args, 1, 1)
 	if done {
 		return code
