@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -199,24 +198,42 @@ func TestSizeLimit(t *testing.T) {
 	require.False(t, servers[0].requests()[0].Has(coap.Block1))
 }
 
-// Nothing of what people send is written to the log.
-func TestNoPayloadInLog(t *testing.T) {
+// Nothing of what people send is written to the log or told to others, at any level: payloads,
+// queries, user names and passwords in URIs, tokens.
+func TestNothingSecretIsTold(t *testing.T) {
 	t.Parallel()
 	_, group := members(t, 1, func(s *server, r *request) {
 		s.answer(r, coap.Message{Code: coap.CodeOf(2, 5), Payload: []byte("secret of the server")})
 	})
-	p := startProxy(t, group, settings{group: "methods: [FETCH]\nleisure: 1s", client: `forward: ["coap://127.0.1.1:*"]`})
+	p := startProxy(t, group, privately(settings{group: "methods: [FETCH]\nleisure: 1s", client: `forward: ["coap://127.0.1.1:*"]`,
+		listen: "- coap://127.0.0.1:0\n- http://127.0.0.1:0"}))
 	c := newClient(t, here, clientAddr, p.addr())
-	m := get(coap.NON, groupURI(group, "/x"), timeout(1))
+	m := get(coap.NON, groupURI(group, "/x?key=secret"), timeout(1))
 	m.Code, m.Payload = coap.FETCH, []byte("secret of the client")
 	c.gatherN(m, 1)
-	m = get(coap.CON, fmt.Sprintf("coap://127.0.1.1:%d/x", group.Port()))
-	m.Payload = []byte("secret of the client")
-	c.ask(m)
-	refused := get(coap.CON, "coap://127.0.9.9/x")
-	refused.Payload = []byte("secret of the client")
-	c.ask(refused)
-	time.Sleep(10 * time.Millisecond)
+	server := fmt.Sprintf("127.0.1.1:%d", group.Port())
+	answered := 0
+	for _, uri := range []string{"coap://" + server + "/x?key=secret", "coap://127.0.9.9/x?key=secret", "coap://me:secret@" + server + "/x",
+		"coap://" + server + "/x?key=secret%zz", "coap://" + server + "/x?key=secret#secret", "coap://[host]/x?secret", "nonsense?secret",
+		"coap://nowhere.invalid/x?key=secret", "http://127.0.9.9/?key=secret", groupURI(group, "/x?key=secret")} {
+		m := get(coap.CON, uri)
+		m.Payload = []byte("secret of the client")
+		in := c.ask(m)
+		if in.Code == coap.CodeOf(2, 5) {
+			answered++
+			continue
+		}
+		require.NotContains(t, string(in.Payload), "secret", uri)
+	}
+	require.Equal(t, 1, answered)
+	web := "http://" + p.addrs[1].String() + "/hc/coap://"
+	curl(t, "-H", "Authorization: Bearer secret", web+server+"/x?key=secret")
+	curl(t, "-u", "me:secret", web+server+"/x")
+	refused := curl(t, web+"127.0.9.9/x?key=secret")
+	require.Contains(t, refused, "HTTP/1.1 403")
+	require.NotContains(t, refused, "secret")
+	_, metrics := p.private("/metrics")
+	require.NotContains(t, metrics, "secret")
 	p.stop()
 	require.NotContains(t, p.text(), "secret")
 	require.Contains(t, p.text(), "relayed")
