@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -47,10 +48,30 @@ func TestDebianPackage(t *testing.T) {
 		"/usr/share/doc/coapproxy/config.example.yaml", "/usr/share/doc/coapproxy/docs/operating.md",
 		"/usr/share/doc/coapproxy/deploy/grafana/coapproxy.json", "/usr/share/doc/coapproxy/deploy/prometheus/coapproxy.rules.yaml",
 		"/usr/share/doc/coapproxy/deploy/wireshark/coap-group-proxy.lua",
-		"/usr/lib/sysctl.d/60-coapproxy.conf"} {
+		"/usr/lib/sysctl.d/20-coapproxy.conf"} {
 		require.FileExists(t, filepath.Join(root, file))
 	}
 
+	t.Run("its documents are complete", func(t *testing.T) {
+		docs := filepath.Join(root, "usr", "share", "doc", "coapproxy")
+		found := 0
+		require.NoError(t, filepath.WalkDir(docs, func(path string, _ os.DirEntry, err error) error {
+			if err != nil || filepath.Ext(path) != ".md" {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			require.NoError(t, err)
+			for _, m := range regexp.MustCompile(`\]\(([^)#\s]+)`).FindAllStringSubmatch(string(text), -1) {
+				if !strings.Contains(m[1], "://") {
+					found++
+					_, err := os.Lstat(filepath.Join(filepath.Dir(path), m[1]))
+					require.NoError(t, err, "a link in %s", path)
+				}
+			}
+			return nil
+		}))
+		require.Greater(t, found, 50)
+	})
 	t.Run("the unit", func(t *testing.T) {
 		require.Empty(t, strings.TrimSpace(in(t, "systemd-analyze", "verify", "--man=no", "/usr/lib/systemd/system/coapproxy.service")))
 		// 0 is best, 10 is worst; what is left is that it speaks to the network.
@@ -102,7 +123,9 @@ cat "$1/log"
 	})
 	t.Run("another version, then none", func(t *testing.T) {
 		in(t, "sh", "-c", "echo '# mine' >>/etc/coapproxy/config.yaml")
+		in(t, "sh", "-ec", "chown root:coapproxy /etc/coapproxy/config.yaml; chmod 640 /etc/coapproxy/config.yaml")
 		in(t, "dpkg", "-i", "/coapproxy.deb")
+		require.Equal(t, "root coapproxy 640", strings.TrimSpace(in(t, "stat", "-c", "%U %G %a", "/etc/coapproxy/config.yaml")), "and whose it is")
 		require.Contains(t, in(t, "tail", "-n1", "/etc/coapproxy/config.yaml"), "# mine", "what the operator wrote stays")
 		in(t, "dpkg", "--remove", "coapproxy")
 		require.FileExists(t, filepath.Join(root, "etc", "coapproxy", "config.yaml"))
