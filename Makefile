@@ -37,6 +37,10 @@ test: test-deps fuzz-short ## go vet, a few seconds of every fuzz target, all te
 	$(GOTOOL) gotestsum --format standard-quiet --hide-summary skipped --jsonfile build/test.json $(TESTSUMFLAGS) --packages=./... -- -race $(TESTFLAGS)
 	@test/no-skips build/test.json
 
+.PHONY: systemd
+systemd: ## the package under a systemd that boots for it, as root in a minute
+	test/systemd
+
 .PHONY: fuzz-short
 fuzz-short: ## every fuzz target for about 3 seconds, bounded as a whole
 	test/fuzz 3s 180s
