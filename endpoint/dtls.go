@@ -41,9 +41,8 @@ type DTLSLimits struct {
 	// address may have; an IPv6 client is known by the first 64 bits of it.
 	PerPeer int
 	// Handshakes is how many may be under way with clients that have proven their
-	// address by a cookie, and how many with such that have not: the oldest of
-	// these gives way to a new one, so that forged addresses keep nobody out; of
-	// the others see makeWay. Once as many more may be ending.
+	// address by a cookie, and how many, of two kinds, with such that have not: see
+	// accept, and makeWay for those that have. Once as many more may be ending.
 	Handshakes int
 	// Handshake is how long one may take.
 	Handshake time.Duration
@@ -93,12 +92,13 @@ type DTLSConn struct {
 	byCID      map[connectionID]*dtlsSession
 	peers      map[netip.Prefix]int
 	unproven   list.List // handshakes of clients whose address is not proven, oldest first
+	returning  list.List // the same from where somebody has proven who it is
 	opening    int       // clients' handshakes whose address was not proven, those that are ending included
 	proving    list.List // handshakes of clients whose address is, oldest first
 	handshakes int       // of proven address, or with servers
 	silent     list.List // established sessions, the longest silent first
 	failures   *simplelru.LRU[serverName, failedServer]
-	// familiar are those of clients that have proven who they are; see makeWay.
+	// familiar are those of clients that have proven who they are; see accept and makeWay.
 	familiar *simplelru.LRU[netip.Prefix, struct{}]
 	// remembering are servers that may not know that their session has ended.
 	remembering *simplelru.LRU[netip.AddrPort, struct{}]

@@ -2,9 +2,11 @@ package endpoint
 
 import (
 	"container/list"
+	"context"
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,12 +102,8 @@ func TestDTLSMakeWay(t *testing.T) {
 		"too many are going": {addrs: []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.1"}, closes: 4, want: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			familiar, err := simplelru.NewLRU[netip.Prefix, struct{}](8, nil)
-			require.NoError(t, err)
-			for _, a := range tt.known {
-				familiar.Add(peerPrefix(netip.MustParseAddr(a)), struct{}{})
-			}
-			d := &DTLSConn{DTLSConfig: DTLSConfig{Limits: DTLSLimits{Handshakes: 4}, Stats: &DTLSStats{}}, handshakes: len(tt.addrs) + tt.closes, familiar: familiar}
+			d := newTable(t, tt.known...)
+			d.handshakes = len(tt.addrs) + tt.closes
 			var all []*list.Element
 			for i, a := range tt.addrs {
 				s := &dtlsSession{owner: d, addr: netip.AddrPortFrom(netip.MustParseAddr(a), 1), begun: time.Now(), cancel: func() {}}
@@ -124,9 +122,56 @@ func TestDTLSMakeWay(t *testing.T) {
 	}
 }
 
+// newTable is what a DTLSConn of four handshakes knows of them, and from where somebody
+// has proven who it is.
+func newTable(t *testing.T, known ...string) *DTLSConn {
+	familiar, err := simplelru.NewLRU[netip.Prefix, struct{}](8, nil)
+	require.NoError(t, err)
+	for _, a := range known {
+		familiar.Add(peerPrefix(netip.MustParseAddr(a)), struct{}{})
+	}
+	return &DTLSConn{DTLSConfig: DTLSConfig{Limits: DTLSLimits{Handshakes: 4}, Stats: &DTLSStats{}}, familiar: familiar}
+}
+
 // So many that gave way and have not ended yet are all there may be.
 func TestDTLSOpeningIsBounded(t *testing.T) {
-	d := &DTLSConn{DTLSConfig: DTLSConfig{Limits: DTLSLimits{Handshakes: 4}, Stats: &DTLSStats{}}, opening: 8}
-	require.Nil(t, d.accept(netip.MustParseAddrPort("192.0.2.1:1"), Path{}))
-	require.EqualValues(t, 1, d.Stats.Refused.Load())
+	d := newTable(t, "192.0.2.9")
+	for from, most := range map[string]int{"192.0.2.1:1": 8, "192.0.2.9:1": 16} {
+		d.opening = most
+		require.Nil(t, d.accept(netip.MustParseAddrPort(from), Path{}))
+	}
+	require.EqualValues(t, 2, d.Stats.Refused.Load())
+}
+
+// Forged addresses, however many, take neither the time that a client needs to show its
+// cookie nor the places of those who have been here before.
+func TestDTLSForgedHellos(t *testing.T) {
+	b := newDTLSBench(t, DTLSCredentials{Key: meterKey}, func(c *DTLSConfig) { c.Limits.Handshakes = 4 })
+	require.NoError(t, b.ask(pskClient("meter", "secret")))
+	hello := captureHello(t)
+	to, err := net.ResolveUDPAddr("udp", b.addr())
+	require.NoError(t, err)
+	var forgers []*net.UDPConn
+	for i := range 20 {
+		c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 1, byte(1+i))}, to)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		forgers = append(forgers, c)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	defer func() { cancel(); flood.Wait() }()
+	flood.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			_, _ = forgers[i%len(forgers)].Write(hello)
+			time.Sleep(100 * time.Microsecond) // real sockets: there is no virtual time
+		}
+	})
+	before := b.config.Stats.Handshakes.Load()
+	began := time.Now()
+	for range 5 {
+		require.NoError(t, b.ask(pskClient("meter", "secret")))
+	}
+	begun := b.config.Stats.Handshakes.Load() - before
+	require.LessOrEqual(t, begun, uint64(5+4*(2+time.Since(began)/helloTime)), "four at a time")
 }

@@ -58,7 +58,7 @@ type dtlsSession struct {
 	used          time.Time     // with a server: when it was last written to
 	element       *list.Element // in owner.unproven, owner.proving or owner.silent
 	opening       bool          // counted in owner.opening
-	begun         time.Time     // when the address was proven
+	begun         time.Time     // when it was made, and then when the address was proven
 	cid           connectionID
 
 	// apart: it has a socket of its own, see DTLSConfig.Dial.

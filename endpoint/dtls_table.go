@@ -9,18 +9,31 @@ import (
 	"github.com/pion/dtls/v3"
 )
 
-// accept makes a session for a client's first ClientHello; nil when so many are
-// still ending that gave way to others: the client says it again. Called under the
-// lock.
+// helloTime is how long a client has for its second ClientHello, with the cookie,
+// however many others want its place.
+const helloTime = 100 * time.Millisecond
+
+// accept makes a session for a client's first ClientHello; nil when there are too many
+// of the same kind, whose time is not over, or still ending: the client says it again.
+// Clients from where somebody has proven who it is have places of their own, which no
+// flood of forged addresses takes. Called under the lock.
 func (d *DTLSConn) accept(addr netip.AddrPort, path Path) *dtlsSession {
-	if d.opening >= 2*d.Limits.Handshakes {
+	places, most := &d.unproven, 2*d.Limits.Handshakes
+	if d.familiar.Contains(peerPrefix(addr.Addr())) {
+		places, most = &d.returning, 4*d.Limits.Handshakes
+	}
+	if d.opening >= most {
 		d.Stats.Refused.Add(1)
 		return nil
 	}
-	if d.unproven.Len() >= d.Limits.Handshakes {
+	now := time.Now()
+	if places.Len() >= d.Limits.Handshakes {
 		d.Stats.Refused.Add(1)
-		oldest := d.unproven.Front().Value.(*dtlsSession)
-		d.unproven.Remove(oldest.element)
+		oldest := places.Front().Value.(*dtlsSession)
+		if now.Sub(oldest.begun) < helloTime {
+			return nil
+		}
+		places.Remove(oldest.element)
 		oldest.element = nil
 		oldest.endLater(errSessionFull)
 	}
@@ -31,7 +44,8 @@ func (d *DTLSConn) accept(addr netip.AddrPort, path Path) *dtlsSession {
 		d.byAddr[addr] = a
 	}
 	a.pending = s
-	s.element = d.unproven.PushBack(s)
+	s.begun = now
+	s.element = places.PushBack(s)
 	s.opening = true
 	d.opening++
 	d.Stats.Handshakes.Add(1)
@@ -47,6 +61,7 @@ func (d *DTLSConn) prove(s *dtlsSession, data []byte) {
 		return
 	}
 	d.unproven.Remove(s.element)
+	d.returning.Remove(s.element)
 	s.element = nil
 	prefix := peerPrefix(s.addr.Addr())
 	if d.peers[prefix] >= d.Limits.PerPeer || d.handshakes >= d.Limits.Handshakes && !d.makeWay(prefix) || !d.makeRoom() {
@@ -206,6 +221,7 @@ func (d *DTLSConn) remove(s *dtlsSession, cause error) {
 	}
 	if s.element != nil { // in one of them
 		d.unproven.Remove(s.element)
+		d.returning.Remove(s.element)
 		d.proving.Remove(s.element)
 	}
 	d.Stats.HandshakesFailed.Add(1)
