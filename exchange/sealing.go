@@ -15,6 +15,8 @@ type Sealing interface {
 	// *Failure.
 	Seal(code codes.Code, options message.Options, payload []byte) (codes.Code, message.Options, []byte, error)
 	// Open returns the parts of the response inside one with the given parts.
-	// False means that it is to be dropped, while the exchange goes on (OH-45).
+	// False means that it is to be dropped, while the exchange goes on (OH-45). The
+	// code 0.00 marks what is no response yet, but the first piece of one (OH-75): the
+	// layer that made the Sealing waits for it as for any other.
 	Open(code codes.Code, options message.Options, payload []byte) (codes.Code, message.Options, []byte, bool)
 }

@@ -23,6 +23,10 @@ type Towards struct {
 	Context func() *Context
 	// Used, if not nil, is called after the context has been used.
 	Used func(*Context)
+	// Whole completes a response that somebody on the way has cut into blocks, of which
+	// first is the first one, by asking leg for the others with r, the request as it was
+	// sent; it owns r. done is called once. It is nil where such responses are dropped.
+	Whole func(leg exchange.Handler, r *exchange.Request, first *exchange.Response, done func(*exchange.Response, error)) exchange.Canceler
 }
 
 var _ exchange.Handler = (*Towards)(nil)
@@ -36,8 +40,8 @@ func (t *Towards) Exchange(r *exchange.Request, w exchange.Sink) exchange.Cancel
 		return exchange.Fail(w, exchange.Failf(exchange.Unreachable, "no security context for the next hop"))
 	}
 	again := r.Clone() // r is borrowed, and it may have to be sent once more
-	r.Sealing = &sealing{towards: t, context: c}
 	x := &towards{layer: t, sink: w, request: again, context: c}
+	x.seal(r)
 	x.hold(t.Next.Exchange(r, x), true)
 	return x
 }
@@ -53,9 +57,18 @@ type towards struct {
 	cancel   exchange.Canceler // of the attempt under way
 	canceled bool
 	// What the serialised calls of the sink alone touch.
-	value  []byte // the Echo that was asked for
-	asked  bool   // the request has been repeated, or cannot be
-	echoed bool   // the second attempt is under way
+	value   []byte // the Echo that was asked for
+	asked   bool   // the request has been repeated, or cannot be
+	echoed  bool   // the second attempt is under way
+	sealing *sealing
+	piece   *exchange.Response // the first of several, of a response that was cut
+}
+
+// seal puts the layer round a request. Its response may come in pieces if it has but
+// one: of what observes or asks a group, nobody could ask for the others.
+func (x *towards) seal(r *exchange.Request) {
+	x.sealing = &sealing{towards: x.layer, context: x.context, pieces: x.layer.Whole != nil && !r.Timeout.Present && !wire.Has(r.Options, wire.Observe)}
+	r.Sealing = x.sealing
 }
 
 // hold keeps the canceler of an attempt, or uses it when that was asked for
@@ -109,6 +122,10 @@ func (x *towards) Respond(p *exchange.Response) exchange.Verdict {
 	if x.value != nil && !x.echoed {
 		return exchange.Stop // the attempt is over
 	}
+	if p.Code == codes.Empty {
+		x.piece = p.Clone()
+		return exchange.Stop
+	}
 	value, challenge := wire.First(p.Options, wire.Echo)
 	if challenge && p.Code == codes.Unauthorized && !x.asked && !wire.Has(x.request.Options, wire.Echo) {
 		x.asked, x.value = true, bytes.Clone(value)
@@ -120,6 +137,10 @@ func (x *towards) Respond(p *exchange.Response) exchange.Verdict {
 
 // End implements exchange.Sink.
 func (x *towards) End(err error) {
+	if x.piece != nil {
+		x.join()
+		return
+	}
 	x.mu.Lock()
 	again := x.value != nil && !x.echoed && !x.canceled
 	x.echoed = x.echoed || again
@@ -130,8 +151,36 @@ func (x *towards) End(err error) {
 	}
 	r := x.request
 	r.Options = insert(r.Options, message.Option{ID: wire.Echo, Value: x.value})
-	r.Sealing = &sealing{towards: x.layer, context: x.context}
+	x.seal(r)
 	x.hold(x.layer.Next.Exchange(r, x), false)
+}
+
+// join fetches the rest of a response that was cut on the way, and goes on with the
+// whole (OH-75).
+func (x *towards) join() {
+	s := x.sealing
+	s.mu.Lock()
+	outer := s.outer
+	s.mu.Unlock()
+	r := *x.request
+	r.Method, r.Options, r.Payload, r.Sealing = outer.Code, outer.Options, nil, nil
+	first := x.piece
+	x.piece, first.Code = nil, s.cut
+	x.mu.Lock()
+	last := x.echoed
+	x.mu.Unlock()
+	x.hold(x.layer.Whole(x.layer.Next, &r, first, func(p *exchange.Response, err error) {
+		if err == nil {
+			q := *p
+			var ok bool
+			if q.Code, q.Options, q.Payload, ok = s.open(p.Code, p.Options, p.Payload); ok {
+				x.Respond(&q)
+			} else {
+				err = exchange.Failf(exchange.BadResponse, "the response was cut into blocks on the way, and cannot be verified")
+			}
+		}
+		x.End(err)
+	}), !last)
 }
 
 // earlier is how many requests of one exchange, an observation that is renewed, are
@@ -142,9 +191,13 @@ const earlier = 2
 type sealing struct {
 	towards *Towards
 	context *Context
+	pieces  bool // of its one response the first piece is let through
 
 	mu       sync.Mutex
 	requests []*Requester // the latest first
+	outer    Message      // the latest request as it was sent, without payload; for pieces
+	pieced   bool         // a piece was let through
+	cut      codes.Code   // its code; not changed after that
 }
 
 var _ exchange.Sealing = (*sealing)(nil)
@@ -158,6 +211,9 @@ func (s *sealing) Seal(code codes.Code, options message.Options, payload []byte)
 	}
 	s.mu.Lock()
 	s.requests = append([]*Requester{r}, s.requests[:min(len(s.requests), earlier-1)]...)
+	if s.pieces {
+		s.outer = Message{Code: out.Code, Options: exchange.CloneOptions(out.Options)}
+	}
 	s.mu.Unlock()
 	return out.Code, out.Options, out.Payload, nil
 }
@@ -197,6 +253,31 @@ func (s *sealing) Open(code codes.Code, options message.Options, payload []byte)
 		}
 		return 0, nil, nil, false
 	}
+	if s.pieces && isPiece(options) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.pieced {
+			return 0, nil, nil, false
+		}
+		s.pieced, s.cut = true, code
+		return codes.Empty, options, payload, true
+	}
+	return s.open(code, options, payload)
+}
+
+// isPiece reports whether a message is the first piece of one that was cut on the way.
+// Its block option is outside of the layer.
+func isPiece(options message.Options) bool {
+	value, ok := wire.First(options, wire.Block2)
+	if !ok {
+		return false
+	}
+	b, err := wire.ParseBERTBlock(value)
+	return err == nil && b.Num == 0 && b.More
+}
+
+// open removes the layer.
+func (s *sealing) open(code codes.Code, options message.Options, payload []byte) (codes.Code, message.Options, []byte, bool) {
 	s.mu.Lock()
 	requests := s.requests
 	s.mu.Unlock()

@@ -298,3 +298,131 @@ type acknowledged struct {
 }
 
 func (a *acknowledged) Acknowledge() { a.acks++ }
+
+// OH-75: of a response that was cut on the way the rest is asked for with the request as
+// it was sent, and nothing is opened before it is whole. That the whole is wrong, or cannot
+// be had, is an error of the hop; an Echo in it is answered (OH-113).
+func TestTowardsPieces(t *testing.T) {
+	piece := func(m Message) Message {
+		m.Options = insert(append(message.Options{}, m.Options...), message.Option{ID: wire.Block2, Value: []byte{0x08}})
+		m.Payload = m.Payload[:8]
+		return m
+	}
+	type fetch struct {
+		r     *exchange.Request
+		first *exchange.Response
+		done  func(*exchange.Response, error)
+	}
+	begin := func(t *testing.T, options ...message.Option) (*nextHop, *collected, *[]fetch, exchange.Canceler) {
+		layer, next := newTowards(t)
+		var fetches []fetch
+		layer.Whole = func(leg exchange.Handler, r *exchange.Request, first *exchange.Response, done func(*exchange.Response, error)) exchange.Canceler {
+			require.Equal(t, next, leg)
+			fetches = append(fetches, fetch{r, first, done})
+			return cancelFunc(func() { done(nil, exchange.ErrCanceled) })
+		}
+		c := &collected{}
+		return next, c, &fetches, layer.Exchange(hopRequest(options...), c)
+	}
+	protected := func(t *testing.T, a *attempt, code codes.Code, text string, options ...message.Option) Message {
+		m, err := a.answerer.Protect(Message{Code: code, Options: options, Payload: []byte(text)}, a.next.hop.Outgoing(options))
+		require.NoError(t, err)
+		return m
+	}
+	whole := func(m Message) *exchange.Response {
+		return &exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload}
+	}
+
+	t.Run("whole", func(t *testing.T) {
+		next, c, fetches, _ := begin(t)
+		a := next.attempts[0]
+		m := protected(t, a, codes.Content, "a long body")
+		require.True(t, a.receive(piece(m), true))
+		require.Empty(t, c.responses)
+		require.Len(t, *fetches, 1)
+		f := (*fetches)[0]
+		require.Equal(t, a.raw.Code, f.r.Method)
+		require.Equal(t, a.raw.Options, f.r.Options)
+		require.Empty(t, f.r.Payload)
+		require.Nil(t, f.r.Sealing)
+		require.Equal(t, m.Code, f.first.Code)
+		require.Equal(t, m.Payload[:8], f.first.Payload)
+		f.done(whole(m), nil)
+		require.Equal(t, []error{nil}, c.ends)
+		require.Len(t, c.responses, 1)
+		require.Equal(t, "a long body", string(c.responses[0].Payload))
+		require.Equal(t, codes.Content, c.responses[0].Code)
+	})
+	t.Run("one piece after the other", func(t *testing.T) {
+		next, c, fetches, _ := begin(t)
+		a := next.attempts[0]
+		m := protected(t, a, codes.Content, "a long body")
+		require.True(t, a.receive(piece(m), false))
+		require.False(t, a.receive(piece(m), true), "the first was one too many already")
+		require.Len(t, *fetches, 1)
+		require.Empty(t, c.ends)
+	})
+	t.Run("wrong", func(t *testing.T) {
+		next, c, fetches, _ := begin(t)
+		a := next.attempts[0]
+		m := protected(t, a, codes.Content, "a long body")
+		a.receive(piece(m), true)
+		m.Payload[9] ^= 1
+		(*fetches)[0].done(whole(m), nil)
+		require.Empty(t, c.responses)
+		require.Equal(t, exchange.BadResponse, exchange.AsFailure(c.ends[0]).Reason)
+	})
+	t.Run("not to be had", func(t *testing.T) {
+		next, c, fetches, _ := begin(t)
+		a := next.attempts[0]
+		a.receive(piece(protected(t, a, codes.Content, "a long body")), true)
+		(*fetches)[0].done(nil, exchange.Failf(exchange.NoAnswer, "silence"))
+		require.Equal(t, exchange.NoAnswer, exchange.AsFailure(c.ends[0]).Reason)
+	})
+	t.Run("canceled", func(t *testing.T) {
+		next, c, _, cancel := begin(t)
+		a := next.attempts[0]
+		a.receive(piece(protected(t, a, codes.Content, "a long body")), true)
+		cancel.Cancel()
+		require.Equal(t, []error{exchange.ErrCanceled}, c.ends)
+	})
+	t.Run("challenge", func(t *testing.T) {
+		next, c, fetches, cancel := begin(t)
+		a := next.attempts[0]
+		m := protected(t, a, codes.Unauthorized, "restarted", message.Option{ID: wire.Echo, Value: []byte("echo")})
+		a.receive(piece(m), true)
+		(*fetches)[0].done(whole(m), nil)
+		require.Len(t, next.attempts, 2)
+		require.Empty(t, c.ends)
+		a = next.attempts[1]
+		require.True(t, wire.Has(a.request.Options, wire.Echo))
+		m = protected(t, a, codes.Content, "a long body")
+		a.receive(piece(m), true)
+		require.Len(t, *fetches, 2)
+		require.Equal(t, a.raw.Options, (*fetches)[1].r.Options)
+		cancel.Cancel()
+		require.Equal(t, []error{exchange.ErrCanceled}, c.ends, "the fetch under way")
+	})
+	for name, options := range map[string][]message.Option{"group": nil, "observation": {{ID: wire.Observe, Value: []byte{}}}} {
+		t.Run(name, func(t *testing.T) { // nobody could ask for the rest
+			layer, next := newTowards(t)
+			layer.Whole = func(exchange.Handler, *exchange.Request, *exchange.Response, func(*exchange.Response, error)) exchange.Canceler {
+				t.Error("asked for more")
+				return exchange.Ended{}
+			}
+			r := hopRequest(options...)
+			r.Timeout.Present = name == "group"
+			var c collected
+			layer.Exchange(r, &c)
+			a := next.attempts[0]
+			require.False(t, a.receive(piece(protected(t, a, codes.Content, "a long body")), false))
+			require.True(t, a.answer(true, codes.Content, "one"))
+			require.Len(t, c.responses, 1)
+		})
+	}
+}
+
+// cancelFunc is a Canceler made of a function.
+type cancelFunc func()
+
+func (f cancelFunc) Cancel() { f() }

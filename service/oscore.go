@@ -117,7 +117,7 @@ func (h *oscoreHop) close() {
 func (p *Proxy) towards(context string, next exchange.Handler) exchange.Handler {
 	return exchange.HandlerFunc(func(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 		h := p.oscore
-		t := &oscorehop.Towards{Next: next, Hop: &h.hop, Context: func() *oscorehop.Context { return h.ring.Get(context) }, Used: h.watch}
+		t := &oscorehop.Towards{Next: next, Hop: &h.hop, Context: func() *oscorehop.Context { return h.ring.Get(context) }, Used: h.watch, Whole: h.outer.Fetch}
 		return t.Exchange(r, w)
 	})
 }
