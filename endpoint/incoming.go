@@ -147,16 +147,16 @@ type Incoming struct {
 	// Path is the way back: of a request that was sent to a group, it leaves
 	// the choice of the source address to the routing table (RFC 7252 §8.2).
 	Path        Path
-	Confirmable bool                                       // on a connection: true
 	Token       []byte                                     // owned
 	seal        func(*wire.Message) (*wire.Message, error) // Reception.Seal
 	endpoint    *Endpoint
 	stream      *Stream // the connection it came by, then endpoint is nil
 	entry       handle
 	id          uint16
+	Confirmable bool // on a connection: true
+	stands      bool // guarded by the lock of what open returns
 	inline      [8]byte
 	ackDeadline exchange.Deadline
-	stands      bool // guarded by the lock of what open returns
 
 	mu       sync.Mutex
 	acked    bool

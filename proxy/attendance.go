@@ -28,7 +28,7 @@ func (f *Front) attend(taken int64) {
 	var some []exchange.Attended
 	f.mu.Lock()
 	n := 0
-	for _, x := range f.observers { // in no order
+	for x := range f.observers.all() { // in no order
 		if n++; n > attendSample {
 			break
 		}
@@ -64,11 +64,11 @@ func (x *observation) Attend() {
 	now := time.Now()
 	x.mu.Lock()
 	renewer, _ := x.cancel.(exchange.Renewer)
-	if x.closed || !x.registered || x.unconfirmed || x.in.Reliable() || renewer == nil || !doubted(x.confirmedAt, x.askedAt, now) {
+	if x.closed || !x.registered || x.unconfirmed || x.in.Reliable() || renewer == nil || !doubted(x.front.time(x.confirmedAt), x.front.time(x.askedAt), now) {
 		x.mu.Unlock()
 		return
 	}
-	x.askedAt = now
+	x.askedAt = x.front.moment(now)
 	x.mu.Unlock()
 	x.front.Stats.ObserversAsked.Add(1)
 	renewer.Renew()

@@ -58,6 +58,7 @@ type Front struct {
 	active  atomic.Int64
 	idle    chan struct{} // see Drain
 	closed  atomic.Bool   // Drain was called
+	epoch   time.Time     // see moment
 
 	// What is granted to sources of protected messages that fail (OH-65, OC-54).
 	answers *budget
@@ -68,7 +69,7 @@ type Front struct {
 	mu         sync.Mutex
 	running    map[clientToken]*groupRequest
 	relaying   relaying
-	observers  map[clientToken]*observation
+	observers  observers
 	ended      *endedTokens
 	waiting    int // responses in deliveries and pacers
 	deliveries map[endpoint.Origin]*delivery
@@ -86,8 +87,8 @@ type service struct {
 // NewFront returns a Front.
 func NewFront(c FrontConfig) *Front {
 	f := &Front{FrontConfig: c, idle: make(chan struct{}, 1), running: make(map[clientToken]*groupRequest), relaying: make(relaying),
-		observers: make(map[clientToken]*observation),
-		echoes:    newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery), pacers: make(map[netip.Addr]*pacer),
+		observers: newObservers(), epoch: time.Now().Add(-longAgo),
+		echoes: newEchoes(), ended: newEndedTokens(c.MaxEnded), deliveries: make(map[endpoint.Origin]*delivery), pacers: make(map[netip.Addr]*pacer),
 		answers: newBudget(layerAnswerRate, layerAnswerBurst), forgers: newForgers()}
 	f.Serve(c.Next, c.Clients, c.Protected)
 	return f

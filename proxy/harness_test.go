@@ -226,7 +226,7 @@ func (g *gateway) idle() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	require.Empty(g.t, f.running)
-	require.Empty(g.t, f.observers)
+	require.Empty(g.t, f.observers.byHash)
 	require.Zero(g.t, f.Stats.Observers.Load())
 	require.Empty(g.t, f.deliveries)
 	require.Zero(g.t, f.active.Load())

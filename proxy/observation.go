@@ -24,12 +24,13 @@ import (
 type observation struct {
 	front      *Front
 	in         endpoint.Incoming
-	key        clientToken
+	context    string // as in clientToken
 	id         uint64
 	client     *exchange.Identity
 	target     located // for the log
 	noResponse uint32
 	problem    bool
+	next       *observation // see observers
 
 	mu          sync.Mutex
 	cancel      exchange.Canceler // nil until the exchange has begun, and after it
@@ -40,18 +41,35 @@ type observation struct {
 	ended       bool   // the exchange has ended
 	last        bool   // what waits or is under way is the last response
 	unconfirmed bool   // a confirmable notification waits for its ACK
+	watched     bool   // see sent
+	nons        uint8  // non-confirmable notifications in a row
+	sent        uint16 // Message ID of the last separate notification, if watched
 	sequence    uint32 // of the last notification
 	format      uint32 // Content-Format of the representation, plus 1
-	nons        int    // non-confirmable notifications in a row
-	sent        uint16 // Message ID of the last separate notification, if watched
-	watched     bool
-	sentAt      time.Time
-	confirmedAt time.Time     // when the client last showed that it is there
-	askedAt     time.Time     // when it was last asked to; see Attend
+	sentAt      moment
+	confirmedAt moment        // when the client last showed that it is there
+	askedAt     moment        // when it was last asked to; see Attend
 	pause       time.Duration // between non-confirmable notifications
 	waiting     *exchange.Response
-	waitingAt   time.Time // when it came
+	waitingAt   moment // when it came
 	deadline    exchange.Deadline
+}
+
+// moment is a time in a third of the memory of time.Time, since there are many
+// observations: since the epoch of the front, 0 for long ago.
+type moment time.Duration
+
+// longAgo is how long before the front was made its epoch is: more than an observer
+// goes unasked.
+const longAgo = interestInterval + time.Hour
+
+func (f *Front) moment(t time.Time) moment { return moment(t.Sub(f.epoch)) }
+
+func (f *Front) time(m moment) time.Time { return f.epoch.Add(time.Duration(m)) }
+
+// key is what tells x apart from others.
+func (x *observation) key() clientToken {
+	return clientToken{x.in.Origin(), string(x.in.Token), x.context}
 }
 
 const (
@@ -107,18 +125,15 @@ func (f *Front) replaced(rx *endpoint.Reception, m *wire.Message, h *hop) *obser
 	if f.Stats.Observers.Load() == 0 || h.further {
 		return nil
 	}
-	key := clientToken{rx.Origin(), string(m.Token), h.context}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	x := f.observers[key]
-	delete(f.observers, key)
-	return x
+	return f.observers.take(clientToken{rx.Origin(), string(m.Token), h.context})
 }
 
 // observe begins an observation. Its sequence goes on after that of old, which it
 // replaces, if there is one.
 func (f *Front) observe(rx *endpoint.Reception, m *wire.Message, r *exchange.Request, h *hop, next exchange.Handler, old *observation) {
-	x := &observation{front: f, key: clientToken{rx.Origin(), string(m.Token), h.context}, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem,
+	x := &observation{front: f, context: h.context, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem,
 		// Numbers that grow with time are new to a client also after a restart of
 		// the proxy, if it does not notify more than once in a second.
 		sequence: uint32(r.Arrival.Unix()) & sequenceMask, pause: notificationPause}
@@ -134,7 +149,7 @@ func (f *Front) observe(rx *endpoint.Reception, m *wire.Message, r *exchange.Req
 	x.mu.Lock()
 	if !x.ended {
 		x.cancel = cancel
-		f.observers[x.key] = x
+		f.observers.add(x)
 	}
 	x.mu.Unlock()
 	f.mu.Unlock()
@@ -220,7 +235,8 @@ func (x *observation) register(p *exchange.Response) {
 	m := x.encode(s, p, 0)
 	f.Stats.Notifications.Add(1)
 	id, separate, _ := x.in.Begin(m, x.typeOf(), x)
-	x.sentAt, x.confirmedAt = now, now
+	x.sentAt = f.moment(now)
+	x.confirmedAt = x.sentAt
 	if separate {
 		x.sent, x.watched, x.unconfirmed = id, true, x.in.Confirmable
 	}
@@ -237,19 +253,19 @@ func (x *observation) notify(p *exchange.Response, last bool) {
 		x.front.Stats.NotificationsReplaced.Add(1)
 		x.waiting = nil
 	}
-	if x.in.Reliable() || !x.unconfirmed && (last || x.confirmable(now) || !now.Before(x.sentAt.Add(x.pause))) {
+	if x.in.Reliable() || !x.unconfirmed && (last || x.confirmable(now) || !now.Before(x.mayGo())) {
 		if x.send(p, 0, now) {
 			return
 		}
 	}
-	x.waiting, x.waitingAt = p.Clone(), now
+	x.waiting, x.waitingAt = p.Clone(), x.front.moment(now)
 	x.plan(now)
 }
 
 // confirmable reports whether the next notification has to be. Called under the
 // lock.
 func (x *observation) confirmable(now time.Time) bool {
-	return x.in.Confirmable || x.last || x.nons >= maxNonConfirmable || x.askedAt.After(x.confirmedAt) || now.Sub(x.confirmedAt) >= interestInterval
+	return x.in.Confirmable || x.last || x.nons >= maxNonConfirmable || x.askedAt > x.confirmedAt || now.Sub(x.front.time(x.confirmedAt)) >= interestInterval
 }
 
 // send sends a notification that came so long ago. It reports false when there
@@ -267,18 +283,18 @@ func (x *observation) send(p *exchange.Response, age time.Duration, now time.Tim
 	id, err := x.in.Relay(m, typ, x)
 	switch {
 	case x.in.Reliable():
-		x.sentAt = now
+		x.sentAt = f.moment(now)
 		f.Stats.Notifications.Add(1)
 		if x.last {
 			x.close()
 		}
 		return true
 	case err != nil:
-		x.sentAt = now
+		x.sentAt = f.moment(now)
 		return false
 	}
 	f.Stats.Notifications.Add(1)
-	x.sent, x.watched, x.sentAt = id, true, now
+	x.sent, x.watched, x.sentAt = id, true, f.moment(now)
 	x.unconfirmed = typ == message.Confirmable
 	x.nons++
 	if x.unconfirmed {
@@ -341,15 +357,19 @@ func (x *observation) plan(now time.Time) {
 	if x.closed || x.in.Reliable() || x.unconfirmed {
 		return // an ACK or its absence comes first
 	}
-	at := x.confirmedAt.Add(interestInterval)
+	at := x.front.time(x.confirmedAt).Add(interestInterval)
 	if x.waiting != nil {
-		at = x.sentAt.Add(x.pause)
+		at = x.mayGo()
 	}
 	if at.Before(now) { // it was not sent, or has been asked for
 		at = now.Add(max(x.pause, time.Second))
 	}
 	x.front.Engine.Schedule(&x.deadline, at)
 }
+
+// mayGo is when the next non-confirmable notification may be sent. Called under the
+// lock.
+func (x *observation) mayGo() time.Time { return x.front.time(x.sentAt).Add(x.pause) }
 
 // Fire implements exchange.Firer: it sends what waits, or asks for something to send
 // (FP-68).
@@ -361,9 +381,9 @@ func (x *observation) Fire(now time.Time) {
 	}
 	var renewer exchange.Renewer
 	switch {
-	case x.waiting != nil && !now.Before(x.sentAt.Add(x.pause)):
+	case x.waiting != nil && !now.Before(x.mayGo()):
 		x.sendWaiting(now)
-	case x.waiting == nil && now.Sub(x.confirmedAt) >= interestInterval:
+	case x.waiting == nil && now.Sub(x.front.time(x.confirmedAt)) >= interestInterval:
 		renewer, _ = x.cancel.(exchange.Renewer)
 		x.front.Engine.Schedule(&x.deadline, now.Add(time.Hour/4))
 	default:
@@ -379,7 +399,7 @@ func (x *observation) Fire(now time.Time) {
 func (x *observation) sendWaiting(now time.Time) {
 	p := x.waiting
 	x.waiting = nil
-	if !x.send(p, now.Sub(x.waitingAt), now) {
+	if !x.send(p, now.Sub(x.front.time(x.waitingAt)), now) {
 		x.waiting = p
 		x.plan(now)
 	}
@@ -393,8 +413,8 @@ func (x *observation) Acknowledged(id uint16) {
 	if x.closed || !x.watched || id != x.sent {
 		return
 	}
-	x.watched, x.unconfirmed, x.confirmedAt = false, false, now
-	if trip := now.Sub(x.sentAt); trip < maxRoundTrip {
+	x.watched, x.unconfirmed, x.confirmedAt = false, false, x.front.moment(now)
+	if trip := now.Sub(x.front.time(x.sentAt)); trip < maxRoundTrip {
 		x.pause = trip
 	}
 	switch {
@@ -470,9 +490,7 @@ func (x *observation) end(last *exchange.Response) {
 func (x *observation) End(err error) {
 	f := x.front
 	f.mu.Lock()
-	if f.observers[x.key] == x {
-		delete(f.observers, x.key)
-	}
+	f.observers.remove(x)
 	x.mu.Lock()
 	f.mu.Unlock()
 	defer x.mu.Unlock()
@@ -502,11 +520,8 @@ func (x *observation) End(err error) {
 // endObservers ends all observations: the proxy stops.
 func (f *Front) endObservers() {
 	f.mu.Lock()
-	all := make([]*observation, 0, len(f.observers))
-	for _, x := range f.observers {
-		all = append(all, x)
-	}
-	clear(f.observers)
+	all := slices.Collect(f.observers.all())
+	f.observers.clear()
 	groups := make([]*groupRequest, 0, len(f.running))
 	for _, x := range f.running {
 		if x.observes {
