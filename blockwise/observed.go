@@ -23,8 +23,8 @@ type observed struct {
 	any     bool              // a response was handed on
 	over    bool              // the leg has ended without an error
 	ended   bool
-	kept    exchange.Kept
 	unready bool // Cancel came before leg was set
+	kept    exchange.Kept
 }
 
 var _ exchange.Renewer = (*observed)(nil)

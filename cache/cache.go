@@ -194,9 +194,8 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 		return u
 	}
 	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, confirmable: r.Confirmable, protected: a.protected, observe: observe,
-		scheme: r.Target.Scheme, server: r.Target.Addr, client: r.Client, uri: a.uri, request: a.request, place: place}
-	s.key = append(make([]byte, 0, len(a.flight)), a.key...)
-	s.flight = append(s.key, a.flight[len(a.key):]...) // the flight key continues the key
+		scheme: r.Target.Scheme, server: r.Target.Addr, client: r.Client, place: place}
+	s.keep(a)
 	if !a.echo {
 		c.flights[hash] = s // one that can be shared no more gives way
 	}

@@ -6,6 +6,14 @@ import (
 	"coapproxy/exchange"
 )
 
+// groupShare is what a subscriber has of a group exchange. held is touched by what
+// the serial of shared runs.
+type groupShare struct {
+	until    time.Time // end of its T'
+	deadline exchange.Deadline
+	held     []held
+}
+
 // held is a stored response that waits for its time in a group exchange.
 type held struct {
 	entry *entry
@@ -104,7 +112,7 @@ func (s *shared) arm(u *subscriber) {
 		return
 	}
 	s.cache.mu.Lock()
-	outlives := s.observe || s.until.After(u.until)
+	outlives := s.observe || s.group.until.After(u.until)
 	s.cache.mu.Unlock()
 	switch {
 	case len(u.held) > 0:
@@ -138,7 +146,7 @@ func (s *shared) tick(u *subscriber) {
 		}
 	}
 	s.cache.mu.Lock()
-	outlives := s.observe || s.until.After(u.until)
+	outlives := s.observe || s.group.until.After(u.until)
 	s.cache.mu.Unlock()
 	if outlives && !u.observed && !now.Before(u.until) { // GP-64
 		s.leave(u, nil)

@@ -18,23 +18,23 @@ import (
 type entry struct {
 	hash    uint64
 	key     []byte
-	uri     int    // end of the URI part of key
-	request int    // end of the request part of key
+	uri     int32  // end of the URI part of key
+	request int32  // end of the request part of key
 	place   uint64 // see appendPlace
 
-	server   netip.AddrPort // the address option is made of it for each client (GP-74)
-	announce []byte         // what the server is announced as, if not as that; see Response.ReplyFrom
-	code     codes.Code
+	server   netip.AddrPort  // the address option is made of it for each client (GP-74)
+	announce []byte          // what the server is announced as, if not as that; see Response.ReplyFrom
 	options  message.Options // without Max-Age, sorted
 	payload  []byte
 	etag     []byte // in options; nil: none that can validate
 	received time.Time
 	expires  time.Time
 	maxAge   uint32 // seconds
-	hopLimit uint8  // of the request that led to a 5.08 (FP-50)
-	client   string // whose private entry it is; "" for a public one
+	code     codes.Code
+	hopLimit uint8 // of the request that led to a 5.08 (FP-50)
 	private  bool
-	cost     int // bytes
+	client   string // whose private entry it is; "" for a public one
+	cost     int    // bytes
 
 	// ---- guarded by Cache.mu
 	version uint64 // unique per change

@@ -17,12 +17,20 @@ import (
 // response to one belongs to (GP-22, GP-71).
 const groupScheme = "coap"
 
-// audience is what a shared group exchange keeps of its request.
+// audience is what a shared exchange has beside the rest because it is with a group.
 type audience struct {
-	target  exchange.Target
-	groups  []exchange.GroupAddr
-	set     *set
-	request *exchange.Request // owned, without what is for groups only
+	target    exchange.Target
+	bodyLimit int
+	groups    []exchange.GroupAddr
+	set       *set
+	request   *exchange.Request // owned, without what is for groups only
+	until     time.Time         // end of the upstream exchange; guarded by Cache.mu
+
+	// Touched by what serial runs.
+	buffer  []byte
+	missing int // index of a member that had no fresh entry lately
+	fetches []exchange.Canceler
+	first   groupShare // of the first subscriber
 }
 
 // census is the state of the entries for a group request.
@@ -167,19 +175,18 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	place := c.store.placeOf(a.key[1:a.uri], netip.AddrPort{})
 	joinable := func() *shared {
 		running := c.flights[hash]
-		if running == nil || a.echo || running.bodyLimit != r.BodyLimit || !observe && c.store.outdated(place, running.begun) || !running.admits(a, r, now) {
+		if running == nil || a.echo || running.group.bodyLimit != r.BodyLimit || !observe && c.store.outdated(place, running.begun) || !running.admits(a, r, now) {
 			return nil
 		}
 		return running
 	}
 	if running := joinable(); running != nil { // GC-82
-		if until.After(running.until) && !observe {
+		if until.After(running.group.until) && !observe {
 			running = c.extend(running, until, joinable)
 		}
 		if running != nil {
 			u := running.join(w, a)
-			u.until = until
-			u.held = holdAll(n.fresh)
+			u.groupShare = &groupShare{until: until, held: holdAll(n.fresh)}
 			renew := running.renewal(now)
 			c.mu.Unlock()
 			c.config.Stats.Coalesced.Add(1)
@@ -189,16 +196,16 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 			return u
 		}
 	}
-	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, bodyLimit: r.BodyLimit, confirmable: r.Confirmable, protected: a.protected,
-		observe: observe, scheme: groupScheme, uri: a.uri, request: a.request, place: place, until: until}
-	s.key = append(make([]byte, 0, len(a.flight)), a.key...)
-	s.flight = append(s.key, a.flight[len(a.key):]...) // the flight key continues the key
-	s.group = &audience{target: r.Target, groups: slices.Clone(n.groups), set: set}
+	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, confirmable: r.Confirmable, protected: a.protected,
+		observe: observe, scheme: groupScheme, place: place}
+	s.keep(a)
+	s.group = &audience{target: r.Target, bodyLimit: r.BodyLimit, groups: slices.Clone(n.groups), set: set, until: until}
 	if !a.echo {
 		c.flights[hash] = s
 	}
 	u := &s.first
-	*u = subscriber{shared: s, sink: w, etags: a.etags.clone(), until: until, begun: true, held: holdAll(n.fresh)}
+	*u = subscriber{shared: s, sink: w, etags: a.etags.clone(), groupShare: &s.group.first, begun: true}
+	s.group.first = groupShare{until: until, held: holdAll(n.fresh)}
 	s.subscribers = append(s.subscribers, u)
 	listed := a.etags
 	if observe {
@@ -237,8 +244,8 @@ func (c *Cache) extend(s *shared, until time.Time, again func() *shared) *shared
 	if !ok || again() != s {
 		return nil
 	}
-	if until.After(s.until) {
-		s.until = until
+	if until.After(s.group.until) {
+		s.group.until = until
 	}
 	return s
 }
@@ -290,14 +297,14 @@ const maxRefetches = 64
 // refetch asks one server of the group for what its 2.03 did not bring (GP-80,
 // GC-64, GC-65).
 func (s *shared) refetch(server netip.AddrPort, port uint16, without []*subscriber) {
-	if len(s.fetches) >= maxRefetches {
+	if len(s.group.fetches) >= maxRefetches {
 		s.cache.config.Stats.Dropped.Add(1)
 		return
 	}
 	r := *s.group.request
 	r.Arrival = time.Now()
 	r.Target = exchange.Target{Scheme: groupScheme, Addr: server, NextHop: s.group.target.NextHop}
-	s.fetches = append(s.fetches, s.cache.Exchange(&r, &refetch{shared: s, port: port, to: slices.Clone(without)}))
+	s.group.fetches = append(s.group.fetches, s.cache.Exchange(&r, &refetch{shared: s, port: port, to: slices.Clone(without)}))
 }
 
 // refetch is the sink of such a request.
@@ -341,20 +348,21 @@ func (s *shared) groupTag(now time.Time) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	freshOf := func(i int) *entry {
-		e := c.store.get(s.keyOf(n.servers[i]))
+		key, _ := s.keyOf(n.servers[i])
+		e := c.store.get(key)
 		if e == nil || !e.fresh(now) {
 			return nil
 		}
 		return e
 	}
-	if s.missing < len(n.servers) && freshOf(s.missing) == nil {
+	if s.group.missing < len(n.servers) && freshOf(s.group.missing) == nil {
 		s.group.set.tagged = false
 		return nil // the same one as last time: the common case costs little
 	}
 	for i := range n.servers {
 		e := freshOf(i)
 		if e == nil {
-			s.missing = i
+			s.group.missing = i
 			s.group.set.tagged = false
 			return nil
 		}

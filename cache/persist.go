@@ -119,7 +119,7 @@ func writeFile(path string, data []byte) (err error) {
 }
 
 func (e *entry) record() record {
-	r := record{Key: e.key, URI: e.uri, Request: e.request, Server: e.server.String(), Code: uint8(e.code), Payload: e.payload,
+	r := record{Key: e.key, URI: int(e.uri), Request: int(e.request), Server: e.server.String(), Code: uint8(e.code), Payload: e.payload,
 		Valid: e.etag != nil, Received: e.received.UnixMilli(), MaxAge: e.maxAge, HopLimit: e.hopLimit, Announce: e.announce}
 	for _, o := range e.options {
 		r.Options = append(r.Options, recordOption{ID: uint16(o.ID), Value: o.Value})

@@ -25,17 +25,16 @@ type shared struct {
 
 	// Set before the exchange begins.
 	flight      []byte
-	key         []byte // of one server; of a group the request part
 	hash        uint64 // of flight
-	uri         int    // end of the URI part of key
-	request     int    // end of the request part of key
-	place       uint64 // of the resource at the server, or at all servers
-	begun       uint64 // see store.now
+	key         int32  // end in flight of the key of one server; of a group of the request part
+	uri         int32  // end of the URI part of key
+	request     int32  // end of the request part of key
 	hopLimit    uint8
-	bodyLimit   int
 	confirmable bool
 	observe     bool
-	protected   bool // a Deterministic Request
+	protected   bool   // a Deterministic Request
+	place       uint64 // of the resource at the server, or at all servers
+	begun       uint64 // see store.now
 	scheme      string
 	server      netip.AddrPort // of one server
 	client      *exchange.Identity
@@ -46,11 +45,10 @@ type shared struct {
 	// Guarded by Cache.mu.
 	subscribers []*subscriber // replaced, never changed, when one leaves
 	upstream    exchange.Canceler
+	heard       latest
 	closed      bool // takes no further subscriber
 	abandoned   bool // nobody is left
 	unstored    bool // a response was relayed that a late one could not get
-	heard       latest
-	until       time.Time // end of the upstream exchange of a group
 
 	// Touched by what serial runs.
 	ended    bool
@@ -58,26 +56,21 @@ type shared struct {
 	repeat   bool
 	moved    bool // it was registered anew; see Cache.Reregister
 	failure  *exchange.Failure
-	buffer   []byte
-	missing  int // index of a member that had no fresh entry lately
-	fetches  []exchange.Canceler
 
 	first subscriber
 }
 
 // subscriber is one client's share; its exchange.
 type subscriber struct {
-	shared   *shared
-	sink     exchange.Sink
-	etags    etags     // that it listed
-	until    time.Time // end of its T'; zero for one server
-	deadline exchange.Deadline
+	shared      *shared
+	sink        exchange.Sink
+	etags       etags // that it listed
+	*groupShare       // nil for one server
 
 	// Touched by what serial runs.
 	begun    bool
 	ended    bool
 	observed bool // got a notification (GP-64)
-	held     []held
 }
 
 // Cancel implements exchange.Canceler.
@@ -95,6 +88,12 @@ func (u *subscriber) Renew() {
 	if ok && s.observe {
 		upstream.Renew()
 	}
+}
+
+// keep takes over the keys of a. The flight key continues the key.
+func (s *shared) keep(a *scratch) {
+	s.flight = bytes.Clone(a.flight)
+	s.key, s.uri, s.request = int32(len(a.key)), int32(a.uri), int32(a.request)
 }
 
 // admits reports whether a request that has the flight key of s may join it.
@@ -252,13 +251,13 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	if s.group != nil {
 		server = unmapped(p.From)
 	}
-	key := s.keyOf(server)
+	key, lasting := s.keyOf(server)
 	v := judge(p, s.protected, &c.config)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	place := s.place
 	if s.group != nil {
-		place = c.store.placeOf(s.key[1:s.uri], server)
+		place = c.store.placeOf(s.flight[1:s.uri], server)
 	}
 	// The state of an observed resource is followed by the one after a change.
 	outdated := !s.observe && c.store.outdated(place, s.begun)
@@ -274,7 +273,10 @@ func (s *shared) absorb(p *exchange.Response, now time.Time) outcome {
 	case v.store && (!outdated || v.etag != nil):
 		got.entry = newEntry(p, v, now, &c.config)
 		got.entry.hopLimit, got.entry.stale = s.hopLimit, outdated
-		c.store.complete(got.entry, slices.Clone(key), s.uri, s.request, server, s.client, s.scheme)
+		if !lasting {
+			key = slices.Clone(key)
+		}
+		c.store.complete(got.entry, key, int(s.uri), int(s.request), server, s.client, s.scheme)
 		if c.put(got.entry) {
 			c.config.Stats.noteStored(&v)
 		}
@@ -353,13 +355,15 @@ func (s *shared) remember(server netip.AddrPort, e *entry, p *exchange.Response)
 	s.heard.set(server, e)
 }
 
-// keyOf is the cache key of a server; valid until the next call.
-func (s *shared) keyOf(server netip.AddrPort) []byte {
+// keyOf is the cache key of a server; unless it is lasting, valid until the next
+// call.
+func (s *shared) keyOf(server netip.AddrPort) (key []byte, lasting bool) {
+	key = s.flight[:s.key:s.key]
 	if s.group == nil {
-		return s.key
+		return key, true
 	}
-	s.buffer = appendServer(append(s.buffer[:0], s.key...), s.scheme, server, "", nil)
-	return s.buffer
+	s.group.buffer = appendServer(append(s.group.buffer[:0], key...), s.scheme, server, "", nil)
+	return s.group.buffer, false
 }
 
 // close makes s take no further subscriber. Called under Cache.mu.
@@ -376,9 +380,12 @@ func (s *shared) leave(u *subscriber, err error) {
 	if u.ended {
 		return
 	}
-	u.ended, u.held = true, nil
+	u.ended = true
 	c := s.cache
-	c.config.Engine.Unschedule(&u.deadline)
+	if u.groupShare != nil {
+		u.held = nil
+		c.config.Engine.Unschedule(&u.deadline)
+	}
 	c.mu.Lock()
 	s.subscribers = slices.DeleteFunc(slices.Clone(s.subscribers), func(o *subscriber) bool { return o == u })
 	var upstream exchange.Canceler
@@ -418,10 +425,12 @@ func (s *shared) finish(err error) {
 	if err == nil && s.moved && s.group != nil { // clients have had notifications before
 		err = exchange.Failf(exchange.NoAnswer, "no member of the group answers any more")
 	}
-	for _, f := range s.fetches {
-		f.Cancel()
+	if s.group != nil {
+		for _, f := range s.group.fetches {
+			f.Cancel()
+		}
+		s.group.fetches = nil
 	}
-	s.fetches = nil
 	c := s.cache
 	c.mu.Lock()
 	s.close()
@@ -431,7 +440,7 @@ func (s *shared) finish(err error) {
 		if !u.begun {
 			s.begin(u)
 		}
-		if err == nil {
+		if err == nil && s.group != nil {
 			s.releaseAll(u)
 		}
 		s.leave(u, err)

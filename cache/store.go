@@ -162,7 +162,7 @@ func (s *store) placeOf(uri []byte, server netip.AddrPort) uint64 {
 
 // complete fills in what places e in the store. key is kept.
 func (s *store) complete(e *entry, key []byte, uri, request int, server netip.AddrPort, client *exchange.Identity, scheme string) {
-	e.key, e.uri, e.request, e.server = key, uri, request, server
+	e.key, e.uri, e.request, e.server = key, int32(uri), int32(request), server
 	e.hash = sum(s.seed, key)
 	e.place = s.placeOf(key[1:uri], server)
 	if wire.SecureScheme(scheme) && client != nil {

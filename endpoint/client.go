@@ -173,15 +173,15 @@ type call struct {
 	deadline   exchange.Deadline
 	// request is what waits for its turn.
 	request *wire.Message
+	port    *Endpoint // nil before its turn
+	id      uint16
 	waiting bool
 	// outstanding: it has had its turn and neither a response nor an ACK.
 	outstanding bool
 	over        atomic.Bool // it is out of the table
-	port        *Endpoint   // nil before its turn
-	id          uint16
-	begun       time.Time // when it had its turn
-	exchange    uint64    // of the exchange, for the log
-	open        *openCall // nil: it ends with its response
+	begun       time.Time   // when it had its turn
+	exchange    uint64      // of the exchange, for the log
+	open        *openCall   // nil: it ends with its response
 	sealing     exchange.Sealing
 }
 

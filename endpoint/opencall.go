@@ -18,19 +18,19 @@ type openCall struct {
 	// registration is repeated when nothing has come for too long (FP-65); nil
 	// when nothing is observed.
 	registration registration
+	until        time.Time // end of T'
 	group        bool
 	// silent: a group request without responses, T' = 0. It is over when it is
 	// acknowledged.
 	silent bool
-	until  time.Time // end of T'
 
-	serial exchange.Serial
 	ended  bool // touched by what serial runs
+	serial exchange.Serial
 
 	// Guarded by the lock of the leg.
-	established bool // a notification came
-	renewing    bool // a registration is under way again
-	failures    int  // of renewals, in a row
+	established bool  // a notification came
+	renewing    bool  // a registration is under way again
+	failures    uint8 // of renewals, in a row
 	due         time.Time
 	order       wire.NotificationOrder
 }

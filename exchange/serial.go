@@ -11,8 +11,8 @@ import "sync"
 type Serial struct {
 	mu     sync.Mutex
 	busy   bool
+	queued int32 // functions in queue that count against a limit
 	queue  []func()
-	queued int // functions in queue that count against a limit
 }
 
 // maxSerialQueue bounds the functions left behind that may be dropped.
