@@ -32,7 +32,8 @@ type Waiter interface {
 //
 // Where limit others wait already, the last one makes room if it waits for a later
 // round than w would: it is displaced, which is never the only request of a client
-// while another has several. Otherwise ok is false and w is not in the queue.
+// while another has several, but where its earlier ones were taken back: they do not
+// give their turns to the later ones. Otherwise ok is false and w is not in the queue.
 func Enqueue[W Waiter](queue []W, w W, client netip.Addr, served uint64, limit int) (out []W, displaced W, ok bool) {
 	t := w.Place()
 	t.client, t.round = fairClient(client), served+1

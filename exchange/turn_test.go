@@ -65,10 +65,14 @@ func TestTurnsBounded(t *testing.T) {
 			}
 			return n
 		}
+		takenBack := make(map[netip.Addr]bool) // clients that have something waiting behind what has left
 		t.Repeat(map[string]func(*rapid.T){
 			"ask": func(t *rapid.T) {
 				client := netip.AddrFrom4([4]byte{192, 0, 2, byte(rapid.IntRange(1, 4).Draw(t, "client"))})
 				before, own := len(queue), count(client)
+				if own == 0 {
+					delete(takenBack, client)
+				}
 				w := &waiter{}
 				var displaced *waiter
 				var ok bool
@@ -80,9 +84,11 @@ func TestTurnsBounded(t *testing.T) {
 				case ok:
 					require.NotNil(t, displaced)
 					require.NotEqual(t, client, displaced.client)
-					require.GreaterOrEqual(t, count(displaced.client), 1, "others of it wait")
+					require.Greater(t, displaced.round, w.round)
+					require.True(t, count(displaced.client) > 0 || takenBack[displaced.client], "others of it wait")
 				default:
-					require.NotZero(t, own, "who has nothing waiting is let in while another has several")
+					require.LessOrEqual(t, queue[len(queue)-1].round, w.round)
+					require.True(t, own > 0 || w.round == served+1, "who has nothing waiting is in the next round")
 				}
 			},
 			"serve": func(t *rapid.T) {
@@ -97,6 +103,7 @@ func TestTurnsBounded(t *testing.T) {
 					t.Skip()
 				}
 				i := rapid.IntRange(0, len(queue)-1).Draw(t, "which")
+				takenBack[queue[i].client] = true
 				queue = append(queue[:i:i], queue[i+1:]...)
 			},
 			"": func(t *rapid.T) {
