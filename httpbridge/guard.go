@@ -25,17 +25,14 @@ import (
 // twice, no transfer coding but chunked and none in HTTP/1.0.
 type guard struct {
 	net.Conn
-	target   string // of the guard's own requests; only they have it
-	maxHead  int
-	refused  *atomic.Uint64
-	released func()
-	closed   atomic.Bool
+	guardConfig
+	target string // of the guard's own requests; only they have it
+	closed atomic.Bool
 	// cut: a message was refused. The server may close a connection that it reads.
 	cut atomic.Bool
 	// peer and local are the addresses of the connection.
 	peer, local netip.AddrPort
-	// sendBy is the write deadline, of the goroutine that serves the requests.
-	sendBy time.Time
+	sendBy      time.Time // the write deadline
 
 	// Touched by Read only, which the server does not call twice at a time.
 	buf     []byte // what in and out are parts of
@@ -63,10 +60,18 @@ const (
 // guardBuffer is how much a guard reads at a time, about.
 const guardBuffer = 4096
 
-func newGuard(c net.Conn, maxHead int, refused *atomic.Uint64, released func()) *guard {
+// guardConfig is what a guard needs to know.
+type guardConfig struct {
+	maxHead  int
+	sendTime time.Duration // that a write may take
+	refused  *atomic.Uint64
+	released func() // called once, by Close
+}
+
+func newGuard(c net.Conn, config guardConfig) *guard {
 	var token [16]byte
 	_, _ = rand.Read(token[:]) // never fails
-	return &guard{Conn: c, target: refusedPath + hex.EncodeToString(token[:]), maxHead: maxHead, refused: refused, released: released,
+	return &guard{Conn: c, guardConfig: config, target: refusedPath + hex.EncodeToString(token[:]),
 		peer: addrPortOf(c.RemoteAddr()), local: addrPortOf(c.LocalAddr())}
 }
 
@@ -84,13 +89,14 @@ func (g secureGuard) ConnectionState() tls.ConnectionState { return g.tls.Connec
 type guardKey struct{}
 
 func withGuard(ctx context.Context, c net.Conn) context.Context {
-	switch g := c.(type) {
-	case *guard:
-		return context.WithValue(ctx, guardKey{}, g)
-	case secureGuard:
-		return context.WithValue(ctx, guardKey{}, g.guard)
+	g, ok := c.(*guard)
+	if s, secure := c.(secureGuard); secure {
+		g, ok = s.guard, true
 	}
-	return ctx
+	if !ok {
+		return ctx
+	}
+	return context.WithValue(ctx, guardKey{}, g)
 }
 
 // refusedPath begins the request target of the guard's own requests; a secret of
@@ -137,6 +143,28 @@ func (g *guard) Read(p []byte) (int, error) {
 	n := copy(p, g.out)
 	g.out = g.out[n:]
 	return n, nil
+}
+
+// Write implements net.Conn. It bounds its time on its own, so that a client that does
+// not read cannot hold the goroutine of its request for ever (HC-97): the server lifts
+// a deadline of the handler at the end of each request. One that was set a moment ago
+// is good enough: setting it has its price.
+func (g *guard) Write(p []byte) (int, error) {
+	if by := time.Now().Add(g.sendTime); by.Sub(g.sendBy) >= min(time.Second, g.sendTime/8) {
+		g.sendBy = by
+		_ = g.Conn.SetWriteDeadline(by) // fails if Write will
+	}
+	return g.Conn.Write(p)
+}
+
+// SetWriteDeadline implements net.Conn; see Write.
+func (g *guard) SetWriteDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline implements net.Conn. Over TLS there are things to write that nobody
+// has asked for, so that the deadline has to be lifted indeed.
+func (g secureGuard) SetWriteDeadline(t time.Time) error {
+	g.sendBy = t
+	return g.tls.SetWriteDeadline(t)
 }
 
 // room is where the next bytes go: behind those that were not judged yet. All

@@ -294,11 +294,17 @@ func (l *Listener) accept(ctx context.Context, wg *sync.WaitGroup, h1, h2 *handO
 			continue
 		}
 		if l.tls == nil {
-			h1.give(newGuard(c, l.config.MaxHeader, &l.config.Front.Stats.Malformed, release))
+			h1.give(l.guard(c, release))
 			continue
 		}
 		wg.Go(func() { l.handshake(ctx, c, release, h1, h2) })
 	}
+}
+
+// guard is that of a connection for HTTP/1.
+func (l *Listener) guard(c net.Conn, released func()) *guard {
+	return newGuard(c, guardConfig{maxHead: l.config.MaxHeader, sendTime: l.config.Front.Limits.SendTimeout,
+		refused: &l.config.Front.Stats.Malformed, released: released})
 }
 
 func (l *Listener) handshake(ctx context.Context, c net.Conn, release func(), h1, h2 *handOver) {
@@ -314,5 +320,5 @@ func (l *Listener) handshake(ctx context.Context, c net.Conn, release func(), h1
 		h2.give(t)
 		return
 	}
-	h1.give(secureGuard{newGuard(t, l.config.MaxHeader, &l.config.Front.Stats.Malformed, func() {}), t})
+	h1.give(secureGuard{l.guard(t, func() {}), t})
 }

@@ -1,7 +1,9 @@
 package httpbridge
 
 import (
+	"errors"
 	"net/http"
+	"os"
 	"time"
 )
 
@@ -12,11 +14,11 @@ type sender struct {
 	w          http.ResponseWriter
 	controller http.ResponseController
 	timeout    time.Duration
+	bounded    bool // what it writes to has deadlines of its own: guard.Write
 	// expires: a write deadline counts while nothing is written too.
 	expires  bool
-	deadline *time.Time // the one that was set last, for the connection in HTTP/1
-	own      time.Time
-	err      error // of the first write that failed
+	deadline time.Time // the one that was set last
+	err      error     // of the first write that failed
 }
 
 // piece is how much is written under one deadline.
@@ -25,11 +27,7 @@ const piece = 32 << 10
 // begin makes s the sender of the response to r, which came on conn if that is not
 // nil.
 func (s *sender) begin(w http.ResponseWriter, r *http.Request, l *Limits, conn *guard) {
-	*s = sender{w: w, controller: *http.NewResponseController(w), timeout: l.SendTimeout, expires: r.ProtoMajor == 2}
-	s.deadline = &s.own
-	if conn != nil {
-		s.deadline = &conn.sendBy
-	}
+	*s = sender{w: w, controller: *http.NewResponseController(w), timeout: l.SendTimeout, bounded: conn != nil, expires: r.ProtoMajor == 2}
 	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
 		// It counts for what the server itself reads of a body that nobody wanted,
 		// too.
@@ -70,16 +68,21 @@ func (s *sender) flush() error {
 func (s *sender) finish() { s.arm() }
 
 // tooSlow reports whether writing failed because the client did not read.
-func (s *sender) tooSlow() bool { return s.err != nil && !time.Now().Before(*s.deadline) }
+func (s *sender) tooSlow() bool {
+	return errors.Is(s.err, os.ErrDeadlineExceeded) || s.err != nil && !s.bounded && !time.Now().Before(s.deadline)
+}
 
 // arm gives the next write its time. A deadline that was set a moment ago, and
 // that does not expire meanwhile, is good enough: setting one has its price.
 func (s *sender) arm() {
-	deadline := time.Now().Add(s.timeout)
-	if !s.expires && deadline.Sub(*s.deadline) < min(time.Second, s.timeout/8) {
+	if s.bounded {
 		return
 	}
-	*s.deadline = deadline
+	deadline := time.Now().Add(s.timeout)
+	if !s.expires && deadline.Sub(s.deadline) < min(time.Second, s.timeout/8) {
+		return
+	}
+	s.deadline = deadline
 	_ = s.controller.SetWriteDeadline(deadline)
 }
 

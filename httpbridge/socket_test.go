@@ -237,6 +237,19 @@ func TestDeadlinesAreLifted(t *testing.T) {
 	}
 }
 
+// The time for sending counts for every response on a connection, not for the first
+// one only (HC-97).
+func TestUnreadResponses(t *testing.T) {
+	f, chain := newFront(t, func(c *Config) { c.Limits.SendTimeout = 300 * time.Millisecond })
+	chain.serve = answers(content(strings.Repeat("x", 1<<20)))
+	c := dial(t, serve(t, f, nil))
+	for range 50 {
+		c.write("GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", someTarget)
+	}
+	require.Eventually(t, func() bool { return f.Stats.Connections.Load() == 1 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return f.Stats.Connections.Load() == 0 }, 20*time.Second, time.Millisecond)
+}
+
 func TestConnectionLimits(t *testing.T) { // HC-97
 	for _, change := range []func(*ListenConfig){
 		func(c *ListenConfig) { c.MaxConns = 3 },
