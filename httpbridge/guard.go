@@ -27,6 +27,7 @@ type guard struct {
 	net.Conn
 	guardConfig
 	target string // of the guard's own requests; only they have it
+	watch  watch
 	closed atomic.Bool
 	// cut: a message was refused. The server may close a connection that it reads.
 	cut atomic.Bool
@@ -34,11 +35,14 @@ type guard struct {
 	peer, local netip.AddrPort
 	sendBy      time.Time // the write deadline
 
-	// Touched by Read only, which the server does not call twice at a time.
-	buf     []byte // what in and out are parts of
-	in      []byte // read and not judged yet
-	scanned int    // bytes of in that are known to be the beginning of a head
-	out     []byte // judged and not handed out yet
+	// Touched by Read and SetReadDeadline only, which the server does not call twice
+	// at a time.
+	readBy  time.Time // the read deadline
+	waitsBy time.Time // that of the connection
+	buf     []byte    // what in and out are parts of
+	in      []byte    // read and not judged yet
+	scanned int       // bytes of in that are known to be the beginning of a head
+	out     []byte    // judged and not handed out yet
 	frame   framing
 	after   int64 // bytes of the body, or of the chunk, still to come
 	err     error
@@ -68,10 +72,12 @@ type guardConfig struct {
 	released func() // called once, by Close
 }
 
-func newGuard(c net.Conn, config guardConfig) *guard {
+// newGuard returns the guard of a connection over a socket, which may be nil: then
+// nobody looks for the client's disappearance but the server.
+func newGuard(c net.Conn, socket *tcpConn, config guardConfig) *guard {
 	var token [16]byte
 	_, _ = rand.Read(token[:]) // never fails
-	return &guard{Conn: c, guardConfig: config, target: refusedPath + hex.EncodeToString(token[:]),
+	return &guard{Conn: c, guardConfig: config, target: refusedPath + hex.EncodeToString(token[:]), watch: watch{socket: socket},
 		peer: addrPortOf(c.RemoteAddr()), local: addrPortOf(c.LocalAddr())}
 }
 
@@ -96,6 +102,7 @@ func withGuard(ctx context.Context, c net.Conn) context.Context {
 	if !ok {
 		return ctx
 	}
+	ctx, g.watch.gone = context.WithCancel(ctx)
 	return context.WithValue(ctx, guardKey{}, g)
 }
 
@@ -120,8 +127,15 @@ func (g *guard) malformed(r *http.Request) string {
 
 // Read implements net.Conn.
 func (g *guard) Read(p []byte) (int, error) {
-	if len(p) == 0 {
+	switch {
+	case len(p) == 0:
 		return 0, nil
+	case g.watch.socket == nil:
+	case len(p) == 1: // the server has read a request, and would like to know when the client goes
+		g.watch.begin()
+		return 0, nil
+	case g.watch.end():
+		g.waitsBy = time.Time{}
 	}
 	for len(g.out) == 0 {
 		if g.judge() {
@@ -137,34 +151,16 @@ func (g *guard) Read(p []byte) (int, error) {
 			}
 			return 0, err
 		}
+		if g.waitsBy != g.readBy {
+			g.waitsBy = g.readBy
+			_ = g.Conn.SetReadDeadline(g.readBy) // fails if Read will
+		}
 		n, err := g.Conn.Read(g.room())
 		g.in, g.err = g.in[:len(g.in)+n], err
 	}
 	n := copy(p, g.out)
 	g.out = g.out[n:]
 	return n, nil
-}
-
-// Write implements net.Conn. It bounds its time on its own, so that a client that does
-// not read cannot hold the goroutine of its request for ever (HC-97): the server lifts
-// a deadline of the handler at the end of each request. One that was set a moment ago
-// is good enough: setting it has its price.
-func (g *guard) Write(p []byte) (int, error) {
-	if by := time.Now().Add(g.sendTime); by.Sub(g.sendBy) >= min(time.Second, g.sendTime/8) {
-		g.sendBy = by
-		_ = g.Conn.SetWriteDeadline(by) // fails if Write will
-	}
-	return g.Conn.Write(p)
-}
-
-// SetWriteDeadline implements net.Conn; see Write.
-func (g *guard) SetWriteDeadline(time.Time) error { return nil }
-
-// SetWriteDeadline implements net.Conn. Over TLS there are things to write that nobody
-// has asked for, so that the deadline has to be lifted indeed.
-func (g secureGuard) SetWriteDeadline(t time.Time) error {
-	g.sendBy = t
-	return g.tls.SetWriteDeadline(t)
 }
 
 // room is where the next bytes go: behind those that were not judged yet. All
@@ -427,12 +423,13 @@ func (g *guard) Close() error {
 		return nil
 	}
 	defer g.released()
-	if c, ok := g.Conn.(*net.TCPConn); ok && g.cut.Load() {
+	if c, ok := g.Conn.(*tcpConn); ok && g.cut.Load() {
 		if c.CloseWrite() == nil {
 			_ = c.SetReadDeadline(time.Now().Add(lingerTime))
-			_, _ = io.CopyN(io.Discard, c, lingerBytes)
+			_, _ = io.CopyN(io.Discard, c.TCPConn, lingerBytes)
 		}
 	}
+	defer g.watch.close()
 	return g.Conn.Close()
 }
 

@@ -32,7 +32,7 @@ func (s script) Read(p []byte) (int, error) { return s.Reader.Read(p) }
 
 func guardOver(r io.Reader) (*guard, *atomic.Uint64) {
 	refused := new(atomic.Uint64)
-	return newGuard(script{Conn: noConn{}, Reader: r}, guardConfig{maxHead: 1000, refused: refused}), refused
+	return newGuard(script{Conn: noConn{}, Reader: r}, nil, guardConfig{maxHead: 1000, refused: refused}), refused
 }
 
 const goodHead = "GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -139,7 +139,7 @@ func TestGuardDeadline(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()
 	released := 0
-	g := newGuard(near, guardConfig{maxHead: 1000, refused: new(atomic.Uint64), released: func() { released++ }})
+	g := newGuard(near, nil, guardConfig{maxHead: 1000, refused: new(atomic.Uint64), released: func() { released++ }})
 	go func() { _, _ = far.Write([]byte("GET / HTTP")) }()
 	var b [100]byte
 	require.NoError(t, g.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
@@ -208,7 +208,7 @@ func TestGuardClosedWhileReading(t *testing.T) {
 		require.NoError(t, err)
 		near, err := l.Accept()
 		require.NoError(t, err)
-		g := newGuard(near, guardConfig{maxHead: 1000, refused: new(atomic.Uint64), released: func() {}})
+		g := newGuard(near, nil, guardConfig{maxHead: 1000, refused: new(atomic.Uint64), released: func() {}})
 		read := make(chan struct{})
 		go func() {
 			defer close(read)

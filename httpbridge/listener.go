@@ -293,21 +293,27 @@ func (l *Listener) accept(ctx context.Context, wg *sync.WaitGroup, h1, h2 *handO
 			_ = c.Close()
 			continue
 		}
-		if l.tls == nil {
-			h1.give(l.guard(c, release))
+		socket, err := newTCPConn(c)
+		if err != nil {
+			_ = c.Close()
+			release()
 			continue
 		}
-		wg.Go(func() { l.handshake(ctx, c, release, h1, h2) })
+		if l.tls == nil {
+			h1.give(l.guard(socket, socket, release))
+			continue
+		}
+		wg.Go(func() { l.handshake(ctx, socket, release, h1, h2) })
 	}
 }
 
-// guard is that of a connection for HTTP/1.
-func (l *Listener) guard(c net.Conn, released func()) *guard {
-	return newGuard(c, guardConfig{maxHead: l.config.MaxHeader, sendTime: l.config.Front.Limits.SendTimeout,
+// guard is that of a connection for HTTP/1 over a socket.
+func (l *Listener) guard(c net.Conn, socket *tcpConn, released func()) *guard {
+	return newGuard(c, socket, guardConfig{maxHead: l.config.MaxHeader, sendTime: l.config.Front.Limits.SendTimeout,
 		refused: &l.config.Front.Stats.Malformed, released: released})
 }
 
-func (l *Listener) handshake(ctx context.Context, c net.Conn, release func(), h1, h2 *handOver) {
+func (l *Listener) handshake(ctx context.Context, c *tcpConn, release func(), h1, h2 *handOver) {
 	t := tls.Server(&releasing{Conn: c, release: sync.OnceFunc(release)}, l.tls)
 	ctx, cancel := context.WithTimeout(ctx, l.config.HeaderTimeout)
 	defer cancel()
@@ -320,5 +326,5 @@ func (l *Listener) handshake(ctx context.Context, c net.Conn, release func(), h1
 		h2.give(t)
 		return
 	}
-	h1.give(secureGuard{l.guard(t, func() {}), t})
+	h1.give(secureGuard{l.guard(t, c, func() {}), t})
 }
