@@ -44,6 +44,9 @@ type StreamClientConfig struct {
 	// Observations bounds the observations; a registration beyond it is sent as a
 	// plain request.
 	Observations int
+	// Latency takes how long servers took to answer, connecting to them included; nil:
+	// nobody wants to know.
+	Latency *exchange.Histogram
 	// Stray is as in ClientConfig.
 	Stray func(scheme string, server netip.AddrPort)
 	// GroupStop is as in ClientConfig.
@@ -115,6 +118,7 @@ type streamCall struct {
 	link     *link // guarded by the client's lock, replaced when it is lost
 	sink     exchange.Sink
 	token    uint64
+	begun    time.Time
 	deadline exchange.Deadline
 	request  *wire.Message // owned, while the call waits for the connection
 	open     *openCall     // nil: it ends with its response
@@ -166,7 +170,7 @@ func (c *StreamClient) Wait() {
 // Exchange implements exchange.Handler.
 func (c *StreamClient) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	m := wire.Message{Code: r.Method, Options: r.Options, Payload: r.Payload}
-	k := &streamCall{client: c, sink: w, open: openCallOf(r, &m), sealing: r.Sealing}
+	k := &streamCall{client: c, sink: w, begun: r.Arrival, open: openCallOf(r, &m), sealing: r.Sealing}
 	k.deadline.Fire = k
 	c.mu.Lock()
 	l, failure := c.linkTo(serverKey{r.Target.Scheme, r.Target.Host, r.Target.Addr}, r.Peer.Addr())
@@ -432,6 +436,9 @@ func (l *link) response(s *Stream, m *wire.Message) bool {
 		return true
 	}
 	c.remove(k)() // which lets go of the lock
+	if c.config.Latency != nil {
+		c.config.Latency.Observe(time.Since(k.begun))
+	}
 	p := responses.Get().(*exchange.Response)
 	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: l.key.addr}
 	k.sink.Respond(p)

@@ -61,6 +61,8 @@ type LegStats struct {
 	Running   atomic.Int64  `metric:"requests" help:"Requests to HTTP servers running."`
 	Redirects atomic.Uint64 `metric:"redirects_total" help:"Redirections of HTTP servers followed."`
 	TooLong   atomic.Uint64 `metric:"responses_too_long_total" help:"Responses of HTTP servers refused for their length."`
+	// Latency is that of responses that were used.
+	Latency exchange.Histogram `metric:"latency_seconds" help:"Time from a request to an HTTP server to its response, redirections followed."`
 }
 
 // Leg carries out CoAP requests at HTTP servers (RFC 7252 §10.1): the other
@@ -134,11 +136,13 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	kept := r.Clone()
 	if !l.running.Go(func() {
 		defer cancel()
+		begun := time.Now()
 		p, err := l.carryOut(ctx, method, kept)
 		l.slots.Give(asker)
 		l.Stats.Running.Add(-1)
 		switch {
 		case err == nil:
+			l.Stats.Latency.Observe(time.Since(begun))
 			w.Respond(p)
 			w.End(nil)
 		case errors.Is(context.Cause(ctx), context.Canceled):

@@ -103,6 +103,7 @@ func (s *stats) register(r *metrics.Registry) {
 	r.Register("coap", &s.streams, nil)
 	r.Register("upstream", &s.upstream.sessions, nil)
 	r.Register("upstream", &s.upstream.streams, nil)
+	r.Register("upstream", &s.upstream.answers, nil)
 	r.Register("group", &s.groups, nil)
 	r.Register("blockwise", &s.bodies, nil)
 	r.Register("blockwise", &s.blocks, nil)

@@ -31,6 +31,9 @@ type upstreams struct {
 type upstreamStats struct {
 	sessions endpoint.DTLSStats
 	streams  endpoint.StreamStats
+	answers  struct {
+		Latency exchange.Histogram `metric:"connection_latency_seconds" help:"Time from a request to a single server over TCP, TLS or WebSocket to its response, connecting included."`
+	}
 }
 
 // connectTime is how long a connection to a server may take to open, up to its CSM: four
@@ -64,6 +67,7 @@ func (p *Proxy) upstreamsOf(ctx context.Context, c *config.Config, g *generation
 	limits.Handshake = connectTime
 	streams, err := endpoint.NewStreamClient(ctx, endpoint.StreamClientConfig{
 		StreamConfig: endpoint.StreamConfig{Engine: p.engine, MaxToken: c.Limits.MaxToken, Limits: limits, Stats: &p.stats.upstream.streams, Log: log},
+		Latency:      &p.stats.upstream.answers.Latency,
 		TLS:          &tls.Config{RootCAs: g.secrets.ServerAuthorities, Certificates: g.secrets.ServerCertificates, MinVersion: tls.VersionTLS13},
 		Timeout:      c.Limits.ResponseTimeout, Connections: c.Limits.UpstreamConnections, Calls: c.Limits.UpstreamPending,
 		Observations: c.Limits.Observations, GroupStop: p.earlyStop(), Stray: stray,

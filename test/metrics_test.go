@@ -126,3 +126,20 @@ func TestReadiness(t *testing.T) {
 	require.Equal(t, 200, status)
 	require.Zero(t, p.wait())
 }
+
+// How long servers take is measured by every transport.
+func TestUpstreamLatency(t *testing.T) {
+	t.Parallel()
+	web := newWebServer(t)
+	behind := startProxy(t, group0, settings{listen: "- coap+tcp://127.0.0.1:0"})
+	p := startProxy(t, group0, privately(settings{client: `forward: ["http://127.0.0.0/8:*", "coap+tcp://127.0.0.0/8:*"]`}))
+	c := newClient(t, here, clientAddr, p.addr())
+	for _, uri := range []string{web.URL + "/x", fmt.Sprintf("coap+tcp://%v/.well-known/core", behind.addrs[0])} {
+		require.Equal(t, coap.CodeOf(2, 5), c.ask(get(coap.CON, uri)).Code, uri)
+	}
+	m := p.scrape()
+	for _, name := range []string{"coapproxy_http_servers_latency_seconds", "coapproxy_upstream_connection_latency_seconds"} {
+		require.InDelta(t, 1, m[name+"_count"], 0, name)
+		require.Positive(t, m[name+"_sum"], name)
+	}
+}
