@@ -475,6 +475,35 @@ func TestLegFailures(t *testing.T) {
 	require.Zero(t, o.leg.Stats.Running.Load())
 }
 
+// One client alone leaves a quarter of the requests to others.
+func TestLegShares(t *testing.T) {
+	o := newOrigin(t, false, func(c *LegConfig) { c.Requests = 4 })
+	release := make(chan struct{})
+	o.handle = func(http.ResponseWriter, *http.Request) { <-release }
+	ask := func(peer string) *outcome {
+		w := &outcome{done: make(chan struct{})}
+		r := o.request(codes.GET, "/", "")
+		r.Peer = netip.AddrPortFrom(netip.MustParseAddr(peer), 5683)
+		o.leg.Exchange(r, w)
+		return w
+	}
+	refused := func(w *outcome) {
+		t.Helper()
+		<-w.done
+		require.Equal(t, exchange.Overloaded, exchange.AsFailure(w.err).Reason)
+	}
+	running := []*outcome{ask("2001:db8::1"), ask("2001:db8::1"), ask("2001:db8::1")}
+	refused(ask("2001:db8::1"))
+	refused(ask("2001:db8::2")) // its /64 is one client
+	running = append(running, ask("192.0.2.1"))
+	refused(ask("192.0.2.2")) // there is no more room at all
+	close(release)
+	for _, w := range running {
+		<-w.done
+		require.Len(t, w.responses, 1)
+	}
+}
+
 // Whatever name the URI has, the address that was permitted is dialled.
 func TestLegDialsTarget(t *testing.T) {
 	o := newOrigin(t, false, nil)
