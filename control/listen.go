@@ -89,7 +89,16 @@ func (l *Listener) folder(path string) error {
 	case err != nil || l.group == nil:
 		return err
 	}
-	return os.Chown(path, -1, int(*l.group))
+	return l.give(path)
+}
+
+// give gives a file to the group.
+func (l *Listener) give(path string) error {
+	err := os.Chown(path, -1, int(*l.group))
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: the user that runs the proxy has to be in the group, too", err)
+	}
+	return err
 }
 
 func (l *Listener) open(ctx context.Context, mode fs.FileMode) error {
@@ -121,7 +130,7 @@ func (l *Listener) open(ctx context.Context, mode fs.FileMode) error {
 	}
 	l.Listener = listener
 	if l.group != nil {
-		err = os.Chown(l.path, -1, int(*l.group))
+		err = l.give(l.path)
 	}
 	if err = errors.Join(err, os.Chmod(l.path, mode)); err != nil {
 		_ = listener.Close()
