@@ -103,6 +103,9 @@ func TestRequestRefused(t *testing.T) {
 	forged := fresh
 	forged.Payload = append(bytes.Clone(fresh.Payload[1:]), 0)
 
+	old := protected
+	old.Payload = append(bytes.Clone(protected.Payload[1:]), 0)
+
 	for name, v := range map[string]struct {
 		m          Message
 		reason     Refusal
@@ -114,6 +117,7 @@ func TestRequestRefused(t *testing.T) {
 		"unknown ID context": {with([]byte{0x19, 0x01, 0x01, 0xaa, 0x01}), NoContext, codes.Unauthorized, "Security context not found"},
 		"group":              {with([]byte{0x29, 0x01, 0x01}), NoContext, codes.Unauthorized, "Security context not found"},
 		"replay":             {protected, Replayed, codes.Unauthorized, "Replay detected"},
+		"forged replay":      {old, Replayed, codes.Unauthorized, "Replay detected"}, // OC-21: nothing is decrypted
 		"forged":             {forged, Forged, codes.BadRequest, "Decryption failed"},
 		"shorter than a tag": {Message{Options: fresh.Options, Payload: []byte{1}}, Forged, codes.BadRequest, "Decryption failed"},
 	} {

@@ -180,6 +180,8 @@ func TestAnnouncedPort(t *testing.T) {
 			b.answer(b.request(), ack, token)
 			c.expect("ACK 2.05 |" + token)
 		}
+		c.ask(msg(con, codes.GET, "3", opt(wire.URIHost, "192.0.2.11"))) // at the port of the proxy nobody was announced
+		c.expect("ACK 4.04 |this is a proxy; name a target with Proxy-Uri or Proxy-Scheme")
 	})
 }
 

@@ -94,6 +94,10 @@ func TestGroupBehindANextHop(t *testing.T) {
 	require.Nil(t, e.failure)
 	require.True(t, e.request.Target.Group)
 	require.Equal(t, "b", e.request.Target.NextHop)
+	e = resolve(t, behind, uri("coap://group.example/r")) // GC-2, as far as it is known here
+	require.True(t, e.request.Target.Group)
+	require.Equal(t, "[ff05::fd]:5683", e.request.Target.Addr.String())
+	require.Contains(t, e.request.Target.Also, exchange.GroupAddr{Addr: netip.MustParseAddrPort("224.0.1.187:5683")})
 	for name, options := range map[string][]message.Option{
 		"port":   {group[0], opt(wire.URIPort, "\x16\x34"), group[1]}, // 5684
 		"scheme": {group[0], opt(wire.ProxyScheme, "coaps")},
