@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/google/renameio/v2"
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
 
@@ -61,9 +62,9 @@ func (e *DamagedError) Error() string {
 // Unwrap returns what is wrong with the file.
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// Save writes the fresh public entries to a file that only its owner can read,
-// and returns how many there were. Private entries (FP-48) do not go to disk.
-// The file takes its name when it is whole.
+// Save writes the fresh public entries to a file that only its owner can read, or
+// who else could read the one it replaces, and returns how many there were. Private
+// entries (FP-48) do not go to disk. The file takes its name when it is whole.
 func (c *Cache) Save(path string) (int, error) {
 	now := time.Now()
 	c.mu.Lock()
@@ -83,7 +84,11 @@ func (c *Cache) Save(path string) (int, error) {
 	}
 	digest := sha256.Sum256(data.Bytes())
 	data.Write(digest[:])
-	return len(keep), writeFile(path, data.Bytes())
+	err := renameio.WriteFile(path, data.Bytes(), 0o600, renameio.WithTempDir(filepath.Dir(path)))
+	if err != nil {
+		return 0, fmt.Errorf("save cache: %w", err)
+	}
+	return len(keep), nil
 }
 
 // CanSave tries whether Save will find a place for its file. It changes nothing.
@@ -91,31 +96,11 @@ func CanSave(path string) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is no file", path)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)))
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
-}
-
-// writeFile replaces a file as a whole.
-func writeFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("save cache: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-			err = fmt.Errorf("save cache: %w", err)
-		}
-	}()
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return f.Cleanup()
 }
 
 func (e *entry) record() record {

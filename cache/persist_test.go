@@ -179,3 +179,28 @@ func FuzzLoad(f *testing.F) {
 		require.Zero(t, c.store.bytes)
 	})
 }
+
+// What was there before is replaced as a whole, and its permissions stay; where it cannot
+// be, nothing is left behind.
+func TestSaveReplaces(t *testing.T) {
+	folder := t.TempDir()
+	path := filepath.Join(folder, "cache")
+	require.NoError(t, os.WriteFile(path, []byte("before"), 0o640))
+	require.NoError(t, os.Chmod(path, 0o640))
+	x := newFixture(t, nil)
+	_, err := x.Save(path)
+	require.NoError(t, err)
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o640), info.Mode().Perm())
+	n, err := x.Load(path)
+	require.NoError(t, err)
+	require.Zero(t, n)
+	other := filepath.Join(folder, "other")
+	require.NoError(t, os.MkdirAll(filepath.Join(other, "full"), 0o700))
+	_, err = x.Save(other)
+	require.Error(t, err)
+	left, err := os.ReadDir(folder)
+	require.NoError(t, err)
+	require.Len(t, left, 2)
+}

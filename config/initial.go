@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	crand "crypto/rand"
+
+	"github.com/google/renameio/v2"
 )
 
 // The files that WriteInitial makes.
@@ -139,28 +141,23 @@ func exists(path string) bool {
 // writeNew makes the file at path with text, readable and writable by the owner
 // only. The text is on the disk before the name appears, and a file that is at
 // path already stays.
-func writeNew(path string, text []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".coapproxy-*") // mode 0600
+func writeNew(path string, text []byte) error {
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path))) // mode 0600
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	defer func() {
-		if removeErr := os.Remove(f.Name()); err == nil && removeErr != nil {
-			err = errors.Join(fmt.Errorf("write %s: %w", path, removeErr), os.Remove(path))
-		}
-	}()
 	_, err = f.Write(text)
 	if err == nil {
 		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
 	}
 	if err == nil {
 		err = os.Link(f.Name(), path) // unlike a rename, it never replaces
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, errors.Join(err, f.Cleanup()))
+	}
+	if err := f.Cleanup(); err != nil {
+		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(path)))
 	}
 	return nil
 }

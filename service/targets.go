@@ -3,12 +3,12 @@ package service
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"go.uber.org/zap"
 )
 
@@ -41,7 +41,7 @@ func (p *Proxy) keepTargets(file string, log *zap.Logger) {
 	save := func() {
 		data, err := json.Marshal(p.mappings)
 		if err == nil {
-			err = replaceFile(file, data)
+			err = renameio.WriteFile(file, data, 0o600, renameio.WithTempDir(filepath.Dir(file)))
 		}
 		if err != nil {
 			log.Warn("announced servers not kept", zap.String("file", file), zap.Error(err))
@@ -67,22 +67,4 @@ func (p *Proxy) keepTargets(file string, log *zap.Logger) {
 			save()
 		}
 	})
-}
-
-// replaceFile replaces a file as a whole by one that only its owner can read.
-func replaceFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", f.Name(), err)
-	}
-	return os.Rename(f.Name(), path)
 }
