@@ -93,15 +93,8 @@ func (c *Client) openResponse(k *call, m *wire.Message) {
 	if next != nil {
 		c.send(next, next.request, err)
 	}
-	p := responses.Get().(*exchange.Response)
-	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: from}
-	if !o.hand(k.sink, p, func() { k.stop(nil) }) {
+	if !o.deliver(k.sink, m, from, what == fateLast, func() { k.stop(nil) }) {
 		c.config.Stats.NotificationsDropped.Add(1)
-	}
-	*p = exchange.Response{}
-	responses.Put(p)
-	if what == fateLast {
-		o.end(k.sink, nil)
 	}
 }
 

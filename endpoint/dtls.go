@@ -288,7 +288,7 @@ func (d *DTLSConn) send(addr netip.AddrPort, path Path, record []byte) error {
 // readRecords reads records until the connection is closed.
 func (d *DTLSConn) readRecords() {
 	batch := make([]Datagram, BatchSize)
-	backoff := time.Millisecond
+	var failing backoff
 	for {
 		n, err := d.Conn.ReadBatch(batch)
 		if err != nil {
@@ -301,15 +301,12 @@ func (d *DTLSConn) readRecords() {
 				return
 			}
 			d.Log.Warn("read failed", zap.Stringer("local", d.LocalAddr()), zap.Error(err))
-			select {
-			case <-d.closed:
+			if !failing.wait(d.closed) {
 				return
-			case <-time.After(backoff):
-				backoff = min(2*backoff, time.Second)
-				continue
 			}
+			continue
 		}
-		backoff = time.Millisecond
+		failing.succeeded()
 		for i := range n {
 			d.route(&batch[i])
 		}

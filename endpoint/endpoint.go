@@ -130,25 +130,20 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 	defer stop()
 	batch := make([]Datagram, BatchSize)
 	m := &wire.Message{Options: make(message.Options, 0, 16)}
-	backoff := time.Millisecond
+	var failing backoff
 	for {
 		n, err := e.Conn.ReadBatch(batch)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
 				return nil
 			}
-			// A socket does not heal by being asked again at once, and does
-			// not have to be given up either: out of memory passes.
 			e.Log.Warn("read failed", zap.Stringer("local", e.LocalAddr()), zap.Error(err))
-			select {
-			case <-ctx.Done():
+			if !failing.wait(ctx.Done()) {
 				return nil
-			case <-time.After(backoff):
-				backoff = min(2*backoff, time.Second)
-				continue
 			}
+			continue
 		}
-		backoff = time.Millisecond
+		failing.succeeded()
 		now := time.Now()
 		e.now = now
 		e.Stats.Received.Add(uint64(n))

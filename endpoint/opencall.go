@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -167,14 +168,24 @@ func reconnectPause() time.Duration {
 	return time.Second + rand.N(2*time.Second) //nolint:gosec // a spread in time is no secret
 }
 
-// hand gives a response to the sink; stop is called when that wants no more.
-func (o *openCall) hand(w exchange.Sink, p *exchange.Response, stop func()) (ok bool) {
+// deliver gives a response to the sink, and the end after the last one; stop is
+// called when that wants no more. It reports false for a response that was dropped
+// because too many wait.
+func (o *openCall) deliver(w exchange.Sink, m *wire.Message, from netip.AddrPort, last bool, stop func()) (ok bool) {
+	p := responses.Get().(*exchange.Response)
+	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: from}
 	respond := func(p *exchange.Response) {
 		if !o.ended && w.Respond(p) == exchange.Stop {
 			stop()
 		}
 	}
-	return o.serial.Do(func() { respond(p) }, func() func() { q := p.Clone(); return func() { respond(q) } })
+	ok = o.serial.Do(func() { respond(p) }, func() func() { q := p.Clone(); return func() { respond(q) } })
+	*p = exchange.Response{}
+	responses.Put(p)
+	if last {
+		o.end(w, nil)
+	}
+	return ok
 }
 
 // end ends the exchange; whoever took the call out of its table calls it.

@@ -64,15 +64,8 @@ func (l *link) openResponse(s *Stream, k *streamCall, m *wire.Message) {
 			s.closeIfReleased()
 		}
 	}
-	p := responses.Get().(*exchange.Response)
-	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: l.key.addr}
-	if !o.hand(k.sink, p, func() { k.stop(nil) }) {
+	if !o.deliver(k.sink, m, l.key.addr, what == fateLast, func() { k.stop(nil) }) {
 		c.config.Stats.NotificationsDropped.Add(1)
-	}
-	*p = exchange.Response{}
-	responses.Put(p)
-	if what == fateLast {
-		o.end(k.sink, nil)
 	}
 }
 

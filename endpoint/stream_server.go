@@ -65,24 +65,20 @@ func (s *StreamServer) Serve(ctx context.Context, l net.Listener, secure *Secure
 	}
 	var mine sync.WaitGroup
 	defer mine.Wait()
-	backoff := time.Millisecond
+	var failing backoff
 	for {
 		raw, err := l.Accept()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
 				return nil
 			}
-			// Out of file descriptors passes.
 			s.Log.Warn("accept failed", zap.Stringer("local", l.Addr()), zap.Error(err))
-			select {
-			case <-ctx.Done():
+			if !failing.wait(ctx.Done()) {
 				return nil
-			case <-time.After(backoff):
-				backoff = min(2*backoff, time.Second)
-				continue
 			}
+			continue
 		}
-		backoff = time.Millisecond
+		failing.succeeded()
 		place, ok := s.admit(addrPortOf(raw.RemoteAddr()))
 		if !ok {
 			_ = raw.Close()
