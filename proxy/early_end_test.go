@@ -40,23 +40,7 @@ func TestDeliveryOutlivesAnEarlyEnd(t *testing.T) {
 				w.End(nil)
 				return exchange.Ended{}
 			})
-			ctx, cancel := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			defer wg.Wait()
-			defer cancel()
-			engine, numbers := exchange.NewEngine(), wire.DefaultNumbers()
-			wg.Go(func() { engine.Run(ctx) })
-			front := proxy.NewFront(proxy.FrontConfig{Next: next, Clients: anyone{}, Numbers: &numbers, Engine: engine, MaxExchanges: 10, MaxEnded: 10,
-				Stats: &proxy.Stats{}, Log: zap.NewNop()})
-			conn, err := endpoint.ListenUDP(ctx, netip.MustParseAddrPort("127.0.0.1:0"), endpoint.UDPOptions{})
-			require.NoError(t, err)
-			e := endpoint.New(endpoint.Config{Conn: conn, Engine: engine, Requests: front, Params: endpoint.DefaultParams(),
-				Dedup: endpoint.DefaultDedupLimits(), MaxToken: 8, Stats: &endpoint.Stats{}, Log: zap.NewNop()})
-			wg.Go(func() { _ = e.Serve(ctx) })
-
-			client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(conn.LocalAddr()))
-			require.NoError(t, err)
-			defer func() { _ = client.Close() }()
+			client := dialFront(t, next, nil)
 			send := func(m *wire.Message) {
 				data, err := m.Append(nil)
 				require.NoError(t, err)
@@ -103,26 +87,10 @@ func TestGroupRequestKnowsItsPreviousHop(t *testing.T) {
 		w.End(nil)
 		return exchange.Ended{}
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	engine, numbers := exchange.NewEngine(), wire.DefaultNumbers()
-	wg.Go(func() { engine.Run(ctx) })
-	front := proxy.NewFront(proxy.FrontConfig{Next: next, Clients: anyone{}, Numbers: &numbers, Engine: engine, MaxExchanges: 10, MaxEnded: 10,
-		Stats: &proxy.Stats{}, Log: zap.NewNop()})
-	conn, err := endpoint.ListenUDP(ctx, netip.MustParseAddrPort("127.0.0.1:0"), endpoint.UDPOptions{})
-	require.NoError(t, err)
 	roundTrips, err := endpoint.NewRoundTrips(4)
 	require.NoError(t, err)
 	roundTrips.Measure(true)
-	e := endpoint.New(endpoint.Config{Conn: conn, Engine: engine, Requests: front, Params: endpoint.DefaultParams(), RoundTrips: roundTrips,
-		Dedup: endpoint.DefaultDedupLimits(), MaxToken: 8, Stats: &endpoint.Stats{}, Log: zap.NewNop()})
-	wg.Go(func() { _ = e.Serve(ctx) })
-
-	client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(conn.LocalAddr()))
-	require.NoError(t, err)
-	defer func() { _ = client.Close() }()
+	client := dialFront(t, next, roundTrips)
 	peer := client.LocalAddr().(*net.UDPAddr).AddrPort()
 	roundTrips.Note(peer, 700*time.Millisecond)
 	require.NotZero(t, roundTrips.Of(peer))
@@ -138,4 +106,28 @@ func TestGroupRequestKnowsItsPreviousHop(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("no request has come")
 	}
+}
+
+// dialFront returns a client of a front over UDP whose requests next carries out.
+func dialFront(t *testing.T, next exchange.Handler, roundTrips *endpoint.RoundTrips) *net.UDPConn {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	engine, numbers := exchange.NewEngine(), wire.DefaultNumbers()
+	wg.Go(func() { engine.Run(ctx) })
+	front := proxy.NewFront(proxy.FrontConfig{Next: next, Clients: anyone{}, Numbers: &numbers, Engine: engine, MaxExchanges: 10, MaxEnded: 10,
+		Stats: &proxy.Stats{}, Log: zap.NewNop()})
+	conn, err := endpoint.ListenUDP(ctx, netip.MustParseAddrPort("127.0.0.1:0"), endpoint.UDPOptions{})
+	require.NoError(t, err)
+	e := endpoint.New(endpoint.Config{Conn: conn, Engine: engine, Requests: front, Params: endpoint.DefaultParams(), RoundTrips: roundTrips,
+		Dedup: endpoint.DefaultDedupLimits(), MaxToken: 8, Stats: &endpoint.Stats{}, Log: zap.NewNop()})
+	wg.Go(func() { _ = e.Serve(ctx) })
+	client, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(conn.LocalAddr()))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
 }
