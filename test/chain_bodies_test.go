@@ -82,6 +82,8 @@ func TestHTTPBeforeReverseProxies(t *testing.T) {
 				require.Equal(t, name+"/two", text)
 			}
 
+			at := objects[0].Server + "/x"
+
 			w, text = fetch(t, c, "GET", base+"/b/body", "Multicast-Timeout: 3")
 			parts = batchOf(t, w, text)
 			require.Len(t, parts, len(servers))
@@ -90,6 +92,14 @@ func TestHTTPBeforeReverseProxies(t *testing.T) {
 				require.Contains(t, part.body, "longer than one message")
 				require.NotContains(t, part.body, "000")
 			}
+
+			// Without the next hop what was announced leads nowhere, and says so.
+			without := web(a, "", "")
+			without.proxy = s.proxy
+			p.reload(without.yaml(netip.AddrPort{}))
+			w, text = fetch(t, c, "GET", at)
+			require.Equal(t, 502, w.StatusCode)
+			require.Contains(t, text, "not configured any more")
 		})
 	}
 }
