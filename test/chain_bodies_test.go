@@ -45,7 +45,7 @@ func TestHTTPBeforeReverseProxies(t *testing.T) {
 			c := webClients(t, a)["http HTTP/1.1"]
 			base := "http://" + p.addrs[1].String()
 
-			w, text := fetch(t, c, "GET", base+"/a/body", "Multicast-Timeout: 3")
+			w, text := fetch(t, c, "GET", base+"/a/body", "Multicast-Timeout: 4")
 			require.NotRegexp(t, memberAddress, text)
 			parts := batchOf(t, w, text)
 			require.Len(t, parts, len(servers))
@@ -66,7 +66,7 @@ func TestHTTPBeforeReverseProxies(t *testing.T) {
 				require.Len(t, s.requestsTo("/one"), 1)
 			}
 
-			_, text = fetch(t, c, "GET", base+"/a/body", "Multicast-Timeout: 3", "Accept: application/json")
+			_, text = fetch(t, c, "GET", base+"/a/body", "Multicast-Timeout: 4", "Accept: application/json")
 			var objects []struct {
 				Server, BodyBase64 string
 				Status             int
@@ -84,7 +84,7 @@ func TestHTTPBeforeReverseProxies(t *testing.T) {
 
 			at := objects[0].Server + "/x"
 
-			w, text = fetch(t, c, "GET", base+"/b/body", "Multicast-Timeout: 3")
+			w, text = fetch(t, c, "GET", base+"/b/body", "Multicast-Timeout: 4")
 			parts = batchOf(t, w, text)
 			require.Len(t, parts, len(servers))
 			for _, part := range parts {

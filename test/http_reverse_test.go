@@ -129,7 +129,7 @@ func TestHTTPAnnouncedServers(t *testing.T) {
 			})
 			a := newAuthority(t)
 			port := newSocketPorts(t)
-			s := web(a, fmt.Sprintf("routes:\n- {name: lamps, path: /lamps, to: \"coap://%v/light\", servers: %s, multicast_timeout: 1s}", group, x.kind), "")
+			s := web(a, fmt.Sprintf("routes:\n- {name: lamps, path: /lamps, to: \"coap://%v/light\", servers: %s, multicast_timeout: 2s}", group, x.kind), "")
 			s.proxy = fmt.Sprintf("server_addresses: [\"127.0.0.1:%d-%d\"]", port, port+1)
 			s.group = "nstart: 16\nleisure: 1s\nprobing_rate: 0\nmethods: [GET, POST]"
 			p := startProxy(t, group, s)
@@ -137,7 +137,7 @@ func TestHTTPAnnouncedServers(t *testing.T) {
 			scheme, protocol, _ := strings.Cut(x.version, " ")
 			base := scheme + "://" + p.addrs[map[string]int{"http": 1, "https": 2}[scheme]].String()
 			for _, prefer := range []string{"", "stream-parts"} {
-				w, body := fetch(t, c, "GET", base+"/lamps/temp?q="+prefer, "Prefer: "+prefer, "Multicast-Timeout: 1")
+				w, body := fetch(t, c, "GET", base+"/lamps/temp?q="+prefer, "Prefer: "+prefer, "Multicast-Timeout: 2")
 				require.Equal(t, protocol, w.Proto)
 				parts := batchOf(t, w, body)
 				require.Len(t, parts, len(servers))
@@ -183,7 +183,7 @@ func TestHTTPAnnouncedServers(t *testing.T) {
 			}
 
 			// What was created is where the one server has it.
-			w, body = fetch(t, c, "POST", base+"/lamps", "Multicast-Timeout: 1")
+			w, body = fetch(t, c, "POST", base+"/lamps", "Multicast-Timeout: 2")
 			for _, part := range batchOf(t, w, body) {
 				require.Equal(t, 201, part.StatusCode)
 				location := part.Header.Get("Location")
@@ -219,7 +219,7 @@ func TestHTTPServersDirect(t *testing.T) {
 	p := startProxy(t, group, web(a, fmt.Sprintf("routes:\n- {name: lamps, path: /lamps, to: \"coap://%v\", servers: direct}", group), ""))
 	c := webClients(t, a)["http HTTP/1.1"]
 	base := "http://" + p.addrs[1].String()
-	w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 1")
+	w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 2")
 	for _, part := range batchOf(t, w, body) {
 		name, _, _ := strings.Cut(part.body, "/")
 		at := part.Header.Get("Content-Location")
@@ -240,7 +240,7 @@ func TestHTTPAnnouncedUnderTheHostAsked(t *testing.T) {
 	c := webClients(t, a)["http HTTP/1.1"]
 	base := "http://" + p.addrs[1].String()
 	for host, want := range map[string]string{"gw.example": "http://gw.example", "GW.example:8080": "http://gw.example:8080", "[2001:db8::1]:81": "http://[2001:db8::1]:81"} {
-		w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 1", "Host: "+host)
+		w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 2", "Host: "+host)
 		parts := batchOf(t, w, body)
 		require.Len(t, parts, len(servers))
 		for _, part := range parts {
@@ -252,11 +252,11 @@ func TestHTTPAnnouncedUnderTheHostAsked(t *testing.T) {
 			_, body = fetch(t, c, "GET", base+strings.TrimPrefix(at, want), "Host: "+host)
 			require.Equal(t, part.body, body)
 		}
-		_, body = fetch(t, c, "GET", base+"/lamps/senml", "Multicast-Timeout: 1", "Host: "+host, "Accept: application/senml+json")
+		_, body = fetch(t, c, "GET", base+"/lamps/senml", "Multicast-Timeout: 2", "Host: "+host, "Accept: application/senml+json")
 		require.NotContains(t, body, "[2001")
 	}
 	web := dialWeb(t, p.addrs[1])
-	web.write("GET /lamps/t HTTP/1.0\r\nMulticast-Timeout: 1\r\n\r\n")
+	web.write("GET /lamps/t HTTP/1.0\r\nMulticast-Timeout: 2\r\n\r\n")
 	_, body := web.response()
 	require.Len(t, regexp.MustCompile(`Content-Location: `+base+`/servers/`).FindAllString(body, -1), len(servers))
 }
@@ -279,7 +279,7 @@ func TestHTTPAnnouncedServersLastAndEnd(t *testing.T) {
 	p := startProxy(t, group, s)
 	c := webClients(t, a)["http HTTP/1.1"]
 	base := "http://" + p.addrs[1].String()
-	w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 1")
+	w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 2")
 	at := make(map[string]string) // of each server
 	for _, part := range batchOf(t, w, body) {
 		name, _, _ := strings.Cut(part.body, "/")
@@ -386,7 +386,7 @@ func TestHTTPAnnouncedServersBounded(t *testing.T) {
 	p := startProxy(t, group, s)
 	c := webClients(t, a)["http HTTP/1.1"]
 	base := "http://" + p.addrs[1].String()
-	w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 1")
+	w, body := fetch(t, c, "GET", base+"/lamps/t", "Multicast-Timeout: 2")
 	parts := batchOf(t, w, body)
 	require.Len(t, parts, len(servers))
 	counts := make(map[int]int)

@@ -69,7 +69,7 @@ func (c *cutter) handle(s *server, r *request) {
 		num = uint32(o.Uint() >> 4)
 	}
 	whole := c.whole[string(option.Value)]
-	if num == 0 {
+	if num == 0 && whole == nil { // else it is a repetition
 		whole = c.pass(r)
 		c.whole[string(option.Value)] = whole
 	}
