@@ -193,15 +193,8 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 		renew()
 		return u
 	}
-	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, confirmable: r.Confirmable, protected: a.protected, observe: observe,
-		scheme: r.Target.Scheme, server: r.Target.Addr, client: r.Client, place: place}
-	s.keep(a)
-	if !a.echo {
-		c.flights[hash] = s // one that can be shared no more gives way
-	}
-	u := &s.first
-	*u = subscriber{shared: s, sink: w, etags: a.etags.clone(), begun: true}
-	s.subscribers = append(s.subscribers, u)
+	s := c.share(r, w, a, hash, place)
+	s.scheme, s.server, s.client = r.Target.Scheme, r.Target.Addr, r.Client
 	var validator []byte
 	if e != nil && e.etag != nil && !usable { // FP-45
 		validator = e.etag
@@ -227,7 +220,7 @@ func (c *Cache) single(r *exchange.Request, w exchange.Sink, a *scratch) exchang
 		r.Options = a.options
 	}
 	s.start(r)
-	return u
+	return &s.first
 }
 
 // maxETags is the number of ETags in one request beyond which the cache adds

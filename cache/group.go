@@ -196,17 +196,12 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 			return u
 		}
 	}
-	s := &shared{cache: c, hash: hash, begun: c.store.now, hopLimit: a.hopLimit, confirmable: r.Confirmable, protected: a.protected,
-		observe: observe, scheme: groupScheme, place: place}
-	s.keep(a)
-	s.group = &audience{target: r.Target, bodyLimit: r.BodyLimit, groups: slices.Clone(n.groups), set: set, until: until}
-	if !a.echo {
-		c.flights[hash] = s
-	}
+	s := c.share(r, w, a, hash, place)
+	s.scheme = groupScheme
+	s.group = &audience{target: r.Target, bodyLimit: r.BodyLimit, groups: slices.Clone(n.groups), set: set, until: until,
+		first: groupShare{until: until, held: holdAll(n.fresh)}}
 	u := &s.first
-	*u = subscriber{shared: s, sink: w, etags: a.etags.clone(), groupShare: &s.group.first, begun: true}
-	s.group.first = groupShare{until: until, held: holdAll(n.fresh)}
-	s.subscribers = append(s.subscribers, u)
+	u.groupShare = &s.group.first
 	listed := a.etags
 	if observe {
 		listed = nil

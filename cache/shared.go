@@ -90,10 +90,19 @@ func (u *subscriber) Renew() {
 	}
 }
 
-// keep takes over the keys of a. The flight key continues the key.
-func (s *shared) keep(a *scratch) {
-	s.flight = bytes.Clone(a.flight)
-	s.key, s.uri, s.request = int32(len(a.key)), int32(a.uri), int32(a.request)
+// share makes what others can join, with w as the first subscriber. Called under
+// Cache.mu.
+func (c *Cache) share(r *exchange.Request, w exchange.Sink, a *scratch, hash, place uint64) *shared {
+	s := &shared{cache: c, hash: hash, place: place, begun: c.store.now, hopLimit: a.hopLimit, confirmable: r.Confirmable,
+		protected: a.protected, observe: a.observe && c.config.Observe,
+		flight: bytes.Clone(a.flight), // which continues the key
+		key:    int32(len(a.key)), uri: int32(a.uri), request: int32(a.request)}
+	s.first = subscriber{shared: s, sink: w, etags: a.etags.clone(), begun: true}
+	s.subscribers = append(s.subscribers, &s.first)
+	if !a.echo {
+		c.flights[hash] = s // one that can be shared no more gives way
+	}
+	return s
 }
 
 // admits reports whether a request that has the flight key of s may join it.

@@ -55,7 +55,7 @@ func haveOneHash(t *testing.T, f *Front) {
 		require.Len(t, slices.Collect(o.all()), 2)
 		o.add(x)
 		for y := range o.all() {
-			require.Contains(t, all, y)
+			require.True(t, slices.Contains(all, y))
 			break
 		}
 		o.remove(x)
