@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -78,10 +79,7 @@ func (c *cutter) handle(s *server, r *request) {
 		return
 	}
 	from := min(int(num)*64, len(whole.Payload))
-	m := coap.Message{Code: whole.Code, Payload: whole.Payload[from:min(from+64, len(whole.Payload))]}
-	for _, o := range whole.Options {
-		m.Options = append(m.Options, o)
-	}
+	m := coap.Message{Code: whole.Code, Payload: whole.Payload[from:min(from+64, len(whole.Payload))], Options: slices.Clone(whole.Options)}
 	if from+64 < len(whole.Payload) || num > 0 {
 		m.Options = append(m.Options, block(coap.Block2, num, from+64 < len(whole.Payload), 2))
 	}
