@@ -27,8 +27,10 @@ func TestHeardSince(t *testing.T) {
 		require.True(t, p.heardSince(before))
 		require.False(t, p.heardSince(time.Now()))
 
+		p.atMost.Store(int64(40 * time.Millisecond))
 		after := &peer{hop: p.hop}
 		after.takeOver(p)
+		require.Equal(t, 40*time.Millisecond, after.roundTrip(), "what an earlier configuration has found out") // GP-94
 		require.True(t, after.heardSince(before))
 		require.False(t, after.heardSince(time.Now()))
 	})
