@@ -240,7 +240,7 @@ func TestMisbehavingHop(t *testing.T) {
 			require.NotEmpty(t, responses)
 			require.Equal(t, tt.code, responses[0].Code, "%q", responses[0].Payload)
 			for _, in := range responses {
-				require.Less(t, in.at.Sub(sent), 3100*time.Millisecond) // GP-100
+				require.Less(t, in.at.Sub(sent), 3900*time.Millisecond) // GP-100
 			}
 			require.LessOrEqual(t, len(responses), tt.responses)
 			if tt.counter != "" {
@@ -410,7 +410,7 @@ func TestChainHopDies(t *testing.T) {
 		sent = time.Now()
 		in = c.gatherN(get(coap.NON, "coap://[ff05::fd]/c", timeout(60)), 1)[0]
 		require.Equal(t, coap.CodeOf(5, 4), in.Code)
-		require.Less(t, in.at.Sub(sent), time.Second)
+		require.Less(t, in.at.Sub(sent), 2*time.Second)
 		l.host("px2").run(t, "nft", "delete table inet t")
 		eventually(t, func() bool { return len(proxies[0].entries("next hop is up")) == 2 }, "the next hop")
 		require.Len(t, c.gatherN(get(coap.NON, "coap://[ff05::fd]/d", timeout(60)), 2), 2)

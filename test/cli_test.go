@@ -195,7 +195,7 @@ func TestServe(t *testing.T) {
 	c.ping()
 	took := time.Since(began)
 	t.Logf("first answer %v after the start", took)
-	require.Less(t, took, 2*time.Second) // wanted: 100 ms; this machine may be busy
+	require.Less(t, took, patience/2) // wanted: 100 ms; this machine may be busy
 	p.logged("listening", 3)
 	for _, e := range p.entries("listening") {
 		require.InDelta(t, 208<<10, e["receive_buffer"], 16<<10) // what was got is told
