@@ -2,6 +2,7 @@ package httpbridge
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"sync"
@@ -84,7 +85,7 @@ func TestForgedAddressesOverHTTP3(t *testing.T) {
 		require.NoError(t, err)
 		forgers.Go(func() {
 			transport := &quic.Transport{Conn: deaf{socket, &retries}}
-			c, err := transport.Dial(ctx, server, config, nil)
+			c, err := transport.Dial(ctx, server, config, &quic.Config{HandshakeIdleTimeout: time.Minute})
 			if err == nil {
 				_ = c.CloseWithError(0, "")
 			}
@@ -152,24 +153,29 @@ func TestIdleOverHTTP3(t *testing.T) {
 	})
 	config := a.client()
 	config.NextProtos, config.ServerName = []string{http3.NextProtoH3}, "localhost"
-	c, err := quic.DialAddr(t.Context(), addr, config, &quic.Config{KeepAlivePeriod: 50 * time.Millisecond})
-	require.NoError(t, err)
-	defer func() { _ = c.CloseWithError(0, "") }()
-	client := (&http3.Transport{}).NewClientConn(c)
-	r, err := http.NewRequestWithContext(t.Context(), "GET", "https://localhost/", http.NoBody)
-	require.NoError(t, err)
-	began := time.Now()
-	w, err := client.RoundTrip(r)
-	require.NoError(t, err)
-	_ = w.Body.Close()
-	select {
-	case <-c.Context().Done():
-	case <-time.After(20 * time.Second):
-		t.Fatal("the connection stays")
-	}
-	require.GreaterOrEqual(t, time.Since(began), 300*time.Millisecond)
 	var closed *quic.ApplicationError
-	require.ErrorAs(t, context.Cause(c.Context()), &closed)
+	for range 5 {
+		c, err := quic.DialAddr(t.Context(), addr, config, &quic.Config{KeepAlivePeriod: 50 * time.Millisecond})
+		require.NoError(t, err)
+		defer func() { _ = c.CloseWithError(0, "") }()
+		client := (&http3.Transport{}).NewClientConn(c)
+		r, err := http.NewRequestWithContext(t.Context(), "GET", "https://localhost/", http.NoBody)
+		require.NoError(t, err)
+		began := time.Now()
+		w, err := client.RoundTrip(r)
+		require.NoError(t, err)
+		_ = w.Body.Close()
+		select {
+		case <-c.Context().Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("the connection stays")
+		}
+		require.GreaterOrEqual(t, time.Since(began), 300*time.Millisecond)
+		if errors.As(context.Cause(c.Context()), &closed) {
+			break
+		} // else the machine was so busy that nothing kept it alive
+	}
+	require.NotNil(t, closed)
 	require.EqualValues(t, http3.ErrCodeNoError, closed.ErrorCode)
 
 	timer := newIdleTimer(time.Hour, func() {})
