@@ -24,6 +24,8 @@ func TestReadVia(t *testing.T) { // HC-106
 		{[]string{"CoAP/1 gw-2 (hop-limit=7)"}, false, 7},
 		{[]string{"CoAP/1 gw-2 (hop-limit=7), 1.0 fred, CoAP/1 gw-3 (hop-limit=3)"}, false, 3},
 		{[]string{`1.1 x (gw-1, "(gw-1) \) (nested, CoAP/1 gw-1)), 1.1 y`}, false, 0},
+		{[]string{`1.1 x (a \( b), CoAP/1 gw-1`}, true, 0},
+		{[]string{"CoAP/1 gw-2 (hop-limit=7), CoAP/1 gw-3 (hop-limit=0)"}, false, 7},
 		{[]string{"gw-1"}, false, 0},
 		{[]string{"CoAP/1 gw-10"}, false, 0},
 		{[]string{"CoAP/1 gw-2 (hop-limit=0)"}, false, 0},

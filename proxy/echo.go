@@ -125,7 +125,7 @@ func (a *allowance) mayAnswerMuch(r *exchange.Request) bool {
 	if r.Timeout.Present {
 		return r.Timeout.Seconds > 0 // with 0 nothing comes back
 	}
-	if value, ok := wire.First(r.Options, wire.Observe); ok && len(value) == 0 {
+	if value, ok := wire.ObserveOf(r.Options); ok && value == 0 {
 		return true
 	}
 	return r.Method != codes.GET && r.Method != wire.FETCH

@@ -59,6 +59,20 @@ func TestChallenge(t *testing.T) {
 	})
 }
 
+// FP-81, FP-86: nobody observes by an address that is not proven, however the zero is
+// written.
+func TestUnprovenObserver(t *testing.T) {
+	inGateway(t, challenged, func(g *gateway) {
+		c, a := g.peer(userAddr), g.peer(member1)
+		for i, zero := range []string{"", "\x00", "\x00\x00\x00"} {
+			c.ask(msg(con, codes.GET, fmt.Sprint(i), uri(serverURI), opt(wire.Observe, zero)))
+			challengeIn(t, c.take()[0])
+		}
+		a.expect()
+		require.Zero(t, g.stats.Observers.Load())
+	})
+}
+
 // A challenge is good for the address and port that it was made for, and for a
 // minute.
 func TestChallengeIsOnesOwn(t *testing.T) {

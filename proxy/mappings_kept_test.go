@@ -3,6 +3,7 @@ package proxy
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -98,4 +99,16 @@ func TestMappingsAreKept(t *testing.T) {
 		require.NoError(t, err, odd)
 		require.Zero(t, count)
 	}
+
+	// What somebody has written into the file: of two that claim one address the first
+	// has it, and what was used tomorrow is of another clock.
+	claims := fmt.Sprintf(`[{"server":"192.0.2.1:1","used":%[1]q,"addresses":[{"at":%[2]q,"schemes":["coap"]}]},
+		{"server":"192.0.2.2:1","used":%[1]q,"addresses":[{"at":%[2]q,"schemes":["coap"]}]}, {"server":"192.0.2.3:1","used":%[3]q}]`,
+		now.Format(time.RFC3339), pool[0], now.Add(24*time.Hour).Format(time.RFC3339))
+	claimed, _ := make1(pool)
+	count, err = claimed.Restore([]byte(claims), now)
+	require.NoError(t, err)
+	require.Equal(t, 2, count)
+	found, _, _ := claimed.at(pool[0], hostKey{}, nil, now)
+	require.Equal(t, "192.0.2.1", found.addr.String())
 }

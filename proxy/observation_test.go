@@ -469,3 +469,33 @@ func TestVanishedObserversMakeRoom(t *testing.T) {
 		}
 	}
 }
+
+// Where places get scarce, few are asked for each registration, and nobody twice: more
+// than three quarters have to be taken, and who was asked a moment ago is not asked
+// again (FP-68, GP-65).
+func TestAttendance(t *testing.T) {
+	inGateway(t, func(s *setup) { s.front.MaxObservers = 8 }, func(g *gateway) {
+		a := g.peer(member1)
+		register := func(i int) {
+			t.Helper()
+			c := g.peer(fmt.Sprintf("203.0.113.%d:40000", 10+i))
+			c.ask(observeGet(non, "t"))
+			for _, q := range a.take() {
+				if value, ok := wire.ObserveOf(q.Options); i == 0 && ok && value == 0 {
+					a.notify(q, ack, 1, "a", opt(wire.MaxAge, "\x09\x3a\x80"))
+				}
+			}
+			require.True(t, wire.Has(c.take()[0].Options, wire.Observe), i)
+		}
+		for i := range 5 {
+			register(i)
+		}
+		g.after(attendAfter)
+		register(5)
+		require.Zero(t, g.stats.ObserversAsked.Load(), "a quarter of the places is free")
+		register(6)
+		require.EqualValues(t, attendAtOnce, g.stats.ObserversAsked.Load())
+		register(7)
+		require.EqualValues(t, 5, g.stats.ObserversAsked.Load(), "the others have just come, or were asked")
+	})
+}
