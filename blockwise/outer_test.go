@@ -85,6 +85,18 @@ func TestOuterBlocks(t *testing.T) {
 		require.LessOrEqual(t, j.outer.uploads.bodies.bytes, maxFragments)
 		require.NotZero(t, stats.Dropped.Load())
 	})
+	t.Run("bounded bytes", func(t *testing.T) {
+		j, _, stats := join(t)
+		body := bodyOf(maxUnfragmented)
+		const documented = 8 << 20
+		for i := range documented / (32 << 10) * 3 / 2 { // fewer than maxTransfers
+			r := request(codes.POST, body[:32<<10], option(wire.OSCORE, []byte{10, byte(i), byte(i >> 8), 'k'}), option(wire.Block1, []byte{0x0f}))
+			r.BERT = true
+			talk(t, j, r).one()
+			require.LessOrEqual(t, j.outer.uploads.bodies.bytes, documented)
+		}
+		require.NotZero(t, stats.Dropped.Load())
+	})
 }
 
 // OH-75: the rest of a protected response is asked for without a payload, and its
