@@ -3,6 +3,7 @@ package exchange
 import (
 	"cmp"
 	"context"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -37,40 +38,33 @@ func TestHeapAgainstSort(t *testing.T) {
 		var h deadlineHeap
 		all := make([]Deadline, 40)
 		pick := rapid.IntRange(0, len(all)-1)
-		scheduled := func() (out []*Deadline) {
-			for i := range all {
-				if all[i].index != 0 {
-					out = append(out, &all[i])
-				}
-			}
-			return out
-		}
+		times := make(map[*Deadline]time.Duration) // of those that are scheduled
 		t.Repeat(map[string]func(*rapid.T){
 			"set": func(t *rapid.T) {
 				d := &all[pick.Draw(t, "which")]
-				d.at = time.Duration(rapid.IntRange(-20, 20).Draw(t, "at"))
-				h.set(d)
+				times[d] = time.Duration(rapid.IntRange(-20, 20).Draw(t, "at"))
+				h.set(d, times[d])
 			},
 			"remove": func(t *rapid.T) {
 				if d := &all[pick.Draw(t, "which")]; d.index != 0 {
 					h.remove(d)
+					delete(times, d)
 				}
 			},
 			"": func(t *rapid.T) {
-				require.Len(t, h.items, len(scheduled()))
-				for i, d := range h.items {
-					require.Equal(t, i+1, d.index)
-					require.LessOrEqual(t, h.items[max(i-1, 0)/4].at, d.at, "parent of %d", i)
+				require.Len(t, h.items, len(times))
+				for i, item := range h.items {
+					require.Equal(t, i+1, item.deadline.index)
+					require.Equal(t, times[item.deadline], item.at)
+					require.LessOrEqual(t, h.items[max(i-1, 0)/4].at, item.at, "parent of %d", i)
 				}
 			},
 		})
-		want := scheduled()
-		slices.SortFunc(want, func(a, b *Deadline) int { return cmp.Compare(a.at, b.at) })
-		for _, w := range want {
+		for _, want := range slices.Sorted(maps.Values(times)) {
 			first := h.items[0]
-			require.Equal(t, w.at, first.at)
-			h.remove(first)
-			require.Zero(t, first.index)
+			require.Equal(t, want, first.at)
+			h.remove(first.deadline)
+			require.Zero(t, first.deadline.index)
 		}
 		require.Empty(t, h.items)
 	})
