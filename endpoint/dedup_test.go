@@ -123,7 +123,7 @@ func TestDedupAgainstModel(t *testing.T) {
 // or taken by a request under way, and that the sums are right.
 func checkDedup(t require.TestingT, d *dedup) {
 	free := 0
-	for h := d.table.free; h != none; h = d.table.slab[h].next {
+	for h := d.table.free; h != none; h = d.table.entry(h).next {
 		require.Zero(t, d.table.at(h).reply)
 		free++
 	}
@@ -145,14 +145,14 @@ func checkDedup(t require.TestingT, d *dedup) {
 		require.Zero(t, d.table.at(h).flags&flagOutdated)
 	}
 	replies := 0
-	for h := range d.table.slab {
-		if d.table.slab[h].value.reply != 0 {
+	for h := range handle(d.table.places) {
+		if d.table.at(h).reply != 0 {
 			replies++
 		}
 	}
 	require.Equal(t, len(d.stored.all)-len(d.stored.free), replies)
-	require.LessOrEqual(t, free+queued, len(d.table.slab))
-	require.LessOrEqual(t, d.table.len(), len(d.table.slab)-free)
+	require.LessOrEqual(t, free+queued, d.table.places)
+	require.LessOrEqual(t, d.table.len(), d.table.places-free)
 }
 
 // One peer has a share of the table of non-idempotent requests, so that it cannot
@@ -204,7 +204,7 @@ func TestDedupTinyLimits(t *testing.T) {
 			checkDedup(t, d)
 		}
 		require.LessOrEqual(t, d.table.len(), 4)
-		require.LessOrEqual(t, len(d.table.slab), 5)
+		require.LessOrEqual(t, d.table.places, 5)
 	}
 }
 

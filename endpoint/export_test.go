@@ -17,7 +17,7 @@ func (e *Endpoint) Pending() int {
 func (e *Endpoint) Remembered() (entries, slab int) {
 	e.dedup.mu.Lock()
 	defer e.dedup.mu.Unlock()
-	return e.dedup.table.len(), len(e.dedup.table.slab)
+	return e.dedup.table.len(), e.dedup.table.places
 }
 
 // Load is the size of the tables of a client: calls that run, requests that

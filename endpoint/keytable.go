@@ -21,9 +21,15 @@ type keyTable[T any] struct {
 	seed  keySeed
 	slots []keySlot // a power of two of them, at most three quarters used
 	used  int
-	slab  []keyEntry[T]
-	free  handle
+	// slab is in parts that never move but for the first, which grows: what is copied
+	// when a table grows costs as much memory again.
+	slab   [][]keyEntry[T]
+	places int // in all parts
+	free   handle
 }
+
+// slabPart is how many places a part of a slab has.
+const slabPart = 256
 
 type keySlot struct {
 	hash  uint32
@@ -47,10 +53,14 @@ func newKeyTable[T any]() keyTable[T] {
 func (t *keyTable[T]) hash(key *messageKey) uint32 { return uint32(t.seed.hash(key)) }
 
 // at is the value of an entry, valid until the next insert.
-func (t *keyTable[T]) at(h handle) *T { return &t.slab[h].value }
+func (t *keyTable[T]) at(h handle) *T { return &t.entry(h).value }
+
+func (t *keyTable[T]) entry(h handle) *keyEntry[T] {
+	return &t.slab[uint32(h)/slabPart][uint32(h)%slabPart]
+}
 
 // key is that of an entry.
-func (t *keyTable[T]) key(h handle) *messageKey { return &t.slab[h].key }
+func (t *keyTable[T]) key(h handle) *messageKey { return &t.entry(h).key }
 
 // len is the number of keys in the index.
 func (t *keyTable[T]) len() int { return t.used }
@@ -59,7 +69,7 @@ func (t *keyTable[T]) len() int { return t.used }
 func (t *keyTable[T]) keys() iter.Seq2[messageKey, handle] {
 	return func(yield func(messageKey, handle) bool) {
 		for _, s := range t.slots {
-			if s.entry != 0 && !yield(t.slab[s.entry-1].key, s.entry-1) {
+			if s.entry != 0 && !yield(t.entry(s.entry-1).key, s.entry-1) {
 				return
 			}
 		}
@@ -74,7 +84,7 @@ func (t *keyTable[T]) find(key *messageKey, hash uint32) handle {
 		switch {
 		case s.entry == 0:
 			return none
-		case s.hash == hash && t.slab[s.entry-1].key == *key:
+		case s.hash == hash && t.entry(s.entry-1).key == *key:
 			return s.entry - 1
 		}
 	}
@@ -84,16 +94,31 @@ func (t *keyTable[T]) find(key *messageKey, hash uint32) handle {
 func (t *keyTable[T]) insert(key *messageKey, hash uint32) handle {
 	h := t.free
 	if h == none {
-		h = handle(len(t.slab))
-		t.slab = append(t.slab, keyEntry[T]{})
+		h = t.place()
 	} else {
-		t.free = t.slab[h].next
+		t.free = t.entry(h).next
 	}
-	t.slab[h] = keyEntry[T]{key: *key, hash: hash, next: none}
+	*t.entry(h) = keyEntry[T]{key: *key, hash: hash, next: none}
 	if t.used++; t.used > len(t.slots)/4*3 {
 		t.grow()
 	}
 	t.put(keySlot{hash, h + 1})
+	return h
+}
+
+// place makes one more place in the slab.
+func (t *keyTable[T]) place() handle {
+	h := handle(t.places)
+	part := t.places / slabPart
+	switch {
+	case part < len(t.slab):
+	case part == 0:
+		t.slab = append(t.slab, nil)
+	default:
+		t.slab = append(t.slab, make([]keyEntry[T], 0, slabPart))
+	}
+	t.slab[part] = append(t.slab[part], keyEntry[T]{})
+	t.places++
 	return h
 }
 
@@ -129,7 +154,7 @@ func (t *keyTable[T]) grow() {
 // unindex makes the key free for another entry; this one stays until release.
 func (t *keyTable[T]) unindex(h handle) {
 	mask := uint32(len(t.slots) - 1)
-	i := t.slab[h].hash & mask
+	i := t.entry(h).hash & mask
 	for t.slots[i].entry != h+1 {
 		i = (i + 1) & mask
 	}
@@ -151,7 +176,7 @@ func (t *keyTable[T]) unindex(h handle) {
 
 // release gives the place of an entry that is not in the index to others.
 func (t *keyTable[T]) release(h handle) {
-	t.slab[h] = keyEntry[T]{next: t.free}
+	*t.entry(h) = keyEntry[T]{next: t.free}
 	t.free = h
 }
 

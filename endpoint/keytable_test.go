@@ -46,7 +46,7 @@ func TestKeyTableIsAMap(t *testing.T) {
 			}
 			require.Equal(t, len(model), table.len())
 		}
-		require.LessOrEqual(t, len(table.slab), 3*100+21, "places are used again")
+		require.LessOrEqual(t, table.places, 3*100+21, "places are used again")
 		require.LessOrEqual(t, table.used*4, len(table.slots)*3)
 	}
 }
