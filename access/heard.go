@@ -1,6 +1,7 @@
 package access
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
@@ -13,7 +14,14 @@ import (
 // are found again (GP-57). Bounded; the server heard longest ago goes first.
 // Safe for concurrent use.
 type Heard struct {
-	mu      sync.Mutex
+	seed  maphash.Seed
+	epoch time.Time
+
+	mu sync.Mutex
+	// latest is what was noted of servers last, by a hash of the server: members of a
+	// group answer again and again, and what is the same within noteEvery is not
+	// noted anew.
+	latest  [512]noted
 	servers *lru.LRU[netip.AddrPort, *hearing]
 	zones   *lru.LRU[netip.Addr, string]
 }
@@ -24,7 +32,28 @@ type hearing struct {
 	at     []time.Time
 }
 
+// noted is a hash of a server, a group and a next proxy, and when they were noted.
+type noted struct {
+	hash uint64
+	at   time.Duration // since the epoch
+}
+
+// same reports whether that was noted within noteEvery, and notes it otherwise.
+func (h *Heard) same(server netip.AddrPort, group, via string, now time.Duration) bool {
+	const odd = 0x9e3779b97f4a7c15 // so that group and next proxy are not taken for each other
+	hash := maphash.Comparable(h.seed, server)
+	n := &h.latest[hash%uint64(len(h.latest))]
+	hash ^= maphash.String(h.seed, group)*odd ^ maphash.String(h.seed, via)
+	if n.hash == hash && now-n.at < noteEvery {
+		return true
+	}
+	*n = noted{hash, now}
+	return false
+}
+
 const (
+	// noteEvery is how exact the times are, and the order in which servers go.
+	noteEvery = 10 * time.Second
 	// heardFor is how long a server counts as heard (FP-11).
 	heardFor   = time.Hour
 	maxHeard   = 16384
@@ -41,16 +70,20 @@ func NewHeard() *Heard {
 	if err != nil {
 		panic(err)
 	}
-	return &Heard{servers: servers, zones: zones}
+	return &Heard{seed: maphash.MakeSeed(), epoch: time.Now(), servers: servers, zones: zones}
 }
 
 // note remembers that a server answered in a group, behind the next proxy via if
-// that is not empty: its zone is no interface of this host then, and a client may
-// leave it out, which leads to where the server was heard last.
+// that is not empty: the zone of a link-local one is no interface of this host then,
+// and a client may leave it out, which leads to where the server was heard last.
 func (h *Heard) note(server netip.AddrPort, group, via string) {
-	now := time.Now()
+	since := time.Since(h.epoch)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !server.Addr().IsLinkLocalUnicast() && h.same(server, group, via, since) {
+		return
+	}
+	now := h.epoch.Add(since)
 	if zone := server.Addr().Zone(); zone != "" {
 		plain := unzoned(server)
 		if via == "" {
