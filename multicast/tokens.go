@@ -11,6 +11,7 @@ const tokenHold = 501 * time.Second
 // guards it.
 type freedTokens struct {
 	limit int
+	epoch time.Time
 	held  map[uint64]struct{}
 	order []freedToken
 	first int
@@ -18,17 +19,18 @@ type freedTokens struct {
 
 type freedToken struct {
 	token uint64
-	until time.Time
+	until time.Duration // since the epoch
 }
 
 func newFreedTokens(limit int) *freedTokens {
-	return &freedTokens{limit: limit, held: make(map[uint64]struct{})}
+	return &freedTokens{limit: limit, epoch: time.Now(), held: make(map[uint64]struct{})}
 }
 
 // add frees a Token. It reports false when the list is full and the Token
 // therefore not on it.
 func (f *freedTokens) add(token uint64, now time.Time) bool {
-	for f.first < len(f.order) && !f.order[f.first].until.After(now) {
+	at := now.Sub(f.epoch)
+	for f.first < len(f.order) && f.order[f.first].until <= at {
 		delete(f.held, f.order[f.first].token)
 		f.first++
 	}
@@ -40,7 +42,7 @@ func (f *freedTokens) add(token uint64, now time.Time) bool {
 		return false
 	}
 	f.held[token] = struct{}{}
-	f.order = append(f.order, freedToken{token, now.Add(tokenHold)})
+	f.order = append(f.order, freedToken{token, at + tokenHold})
 	return true
 }
 
