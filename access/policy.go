@@ -303,14 +303,14 @@ func (p *Policy) group(r *exchange.Request, w exchange.Sink, c *client) exchange
 		r.Options = withoutNoResponseZero(r.Options)
 	}
 	if wire.IsRegistration(r.Method, r.Options) { // which may run for ever, and counts as an observation
-		return p.next.Exchange(r, &groupSink{sink: w, heard: p.heard, names: r.Target})
+		return p.next.Exchange(r, newGroupSink(w, nil, p.heard, &r.Target))
 	}
 	if c.running.Add(1) > int64(c.MaxExchanges) {
 		c.running.Add(-1)
 		p.config.Stats.Limited[byExchanges].Add(1)
 		return exchange.Fail(w, &exchange.Failure{Reason: exchange.TooManyRequests, Detail: "too many group requests are running", RetryAfter: time.Second})
 	}
-	return p.next.Exchange(r, &groupSink{sink: w, client: c, heard: p.heard, names: r.Target})
+	return p.next.Exchange(r, newGroupSink(w, c, p.heard, &r.Target))
 }
 
 // withoutNoResponseZero removes a No-Response that asks for more responses than
@@ -335,17 +335,27 @@ func withoutNoResponseZero(options message.Options) message.Options {
 // groupSink notes which servers answer, and when the exchange ends.
 type groupSink struct {
 	sink   exchange.Sink
-	client *client // nil: it does not count as running
 	heard  *Heard
-	names  exchange.Target
+	client *client // nil: it does not count as running
+	via    string  // the next proxy
+	groups []string
+	one    [1]string // room for groups: there is nearly always one
+}
+
+func newGroupSink(w exchange.Sink, c *client, heard *Heard, to *exchange.Target) *groupSink {
+	s := &groupSink{sink: w, client: c, heard: heard, via: to.NextHop}
+	s.groups = append(s.one[:0], to.GroupName)
+	for _, a := range to.Also {
+		s.groups = append(s.groups, a.Name)
+	}
+	return s
 }
 
 // Respond implements exchange.Sink.
 func (s *groupSink) Respond(p *exchange.Response) exchange.Verdict {
 	if p.From.IsValid() {
-		s.heard.note(p.From, s.names.GroupName, s.names.NextHop)
-		for _, a := range s.names.Also {
-			s.heard.note(p.From, a.Name, s.names.NextHop)
+		for _, g := range s.groups {
+			s.heard.note(p.From, g, s.via)
 		}
 	}
 	return s.sink.Respond(p)

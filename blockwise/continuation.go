@@ -67,7 +67,7 @@ func (c *Continuation) Exchange(r *exchange.Request, w exchange.Sink) exchange.C
 	s := &continued{layer: c, sink: w}
 	s.observes = wire.IsRegistration(r.Method, r.Options)
 	s.kept.keep(r)
-	s.deadline.Fire = exchange.FireFunc(func(time.Time) { s.serial.DoAlways(s.hurry) })
+	s.deadline.Fire = s
 	s.until = r.Arrival.Add(r.Timeout.Duration())
 	s.last = s.until.Add(-margin(r.Timeout.Duration()))
 	group := c.Group.Exchange(r, s)
@@ -88,15 +88,18 @@ func margin(timeout time.Duration) time.Duration {
 
 // continued is the sink between the group leg and the client. Its fields are
 // touched by what serial runs, but for those that never change.
+//
+// Nothing of it is in the processor's caches when a response comes: what each
+// response touches is at its beginning.
 type continued struct {
-	layer    *Continuation
 	sink     exchange.Sink
-	until    time.Time // end of T'
-	last     time.Time // after it no body is completed any more, unless it observes
-	observes bool
 	stopped  atomic.Bool // the sink said Stop
+	observes bool
 	serial   exchange.Serial
 
+	layer     *Continuation
+	until     time.Time         // end of T'
+	last      time.Time         // after it no body is completed any more, unless it observes
 	group     exchange.Canceler // nil until the group leg has returned it
 	deadline  exchange.Deadline
 	scheduled bool
@@ -253,8 +256,9 @@ func (s *continued) relay(p *exchange.Response) {
 	}
 }
 
-// hurry relays what has not been completed while there is time.
-func (s *continued) hurry() { s.abandon(true) }
+// Fire implements exchange.Firer. It relays what has not been completed while there
+// is time.
+func (s *continued) Fire(time.Time) { s.serial.DoAlways(func() { s.abandon(true) }) }
 
 // abandon gives up all completions, and relays their first blocks if wanted.
 func (s *continued) abandon(relay bool) {
@@ -271,6 +275,7 @@ func (s *continued) abandon(relay bool) {
 // End implements exchange.Sink.
 func (s *continued) End(err error) {
 	s.serial.DoAlways(func() {
+		err := err
 		if s.stopped.Load() && errors.Is(err, exchange.ErrCanceled) {
 			err = nil // it is the sink that wanted no more
 		}

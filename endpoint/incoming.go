@@ -147,22 +147,23 @@ type Incoming struct {
 	// Path is the way back: of a request that was sent to a group, it leaves
 	// the choice of the source address to the routing table (RFC 7252 §8.2).
 	Path        Path
-	Token       []byte                                     // owned
+	Token       []byte                                     // owned, and never changed
 	seal        func(*wire.Message) (*wire.Message, error) // Reception.Seal
 	endpoint    *Endpoint
 	stream      *Stream // the connection it came by, then endpoint is nil
+	inline      [8]byte
 	entry       handle
 	id          uint16
 	Confirmable bool // on a connection: true
 	stands      bool // guarded by the lock of what open returns
-	inline      [8]byte
-	ackDeadline exchange.Deadline
 
 	mu       sync.Mutex
 	acked    bool
 	finished bool
 	notDone  bool // see NotDone
 	shared   bool // see Alone
+
+	ackDeadline exchange.Deadline
 }
 
 // Accept fills in from the reception. An Incoming is accepted into once and not
@@ -265,9 +266,12 @@ func (a *lateAck) Fire(time.Time) { (*Incoming)(a).Ack() }
 // Ack sends the empty ACK of a confirmable request now; the response will be a
 // separate one (RFC 7252 §5.2.2).
 func (in *Incoming) Ack() {
+	if !in.Confirmable || in.stream != nil {
+		return
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock() // the entry is good until finished is set
-	if in.acked || in.finished || !in.Confirmable || in.stream != nil {
+	if in.acked || in.finished {
 		return
 	}
 	in.acked = true

@@ -106,11 +106,10 @@ func (e errNoAddress) Error() string {
 	return "interface " + string(e) + " has no address of the group's family"
 }
 
-// ways returns the sockets for a group address, opening those that are not
-// there yet. A zone in the address limits it to that interface (GC-7). Called
-// under the lock.
-func (l *Leg) ways(g *group, addr netip.Addr) ([]*egress, error) {
-	var out []*egress
+// ways appends the sockets for a group address to out, which is empty, opening
+// those that are not there yet. A zone in the address limits it to that interface
+// (GC-7). Called under the lock.
+func (l *Leg) ways(out []*egress, g *group, addr netip.Addr) ([]*egress, error) {
 	var errs error
 	for _, name := range g.Interfaces {
 		if zone := addr.Zone(); zone != "" && zone != name {

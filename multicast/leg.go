@@ -118,7 +118,7 @@ func (l *Leg) Prepare(name string, addr netip.Addr) error {
 	if g == nil {
 		return fmt.Errorf("group %q is not configured", name)
 	}
-	_, err := l.ways(g, addr)
+	_, err := l.ways(nil, g, addr)
 	return err
 }
 
@@ -213,22 +213,23 @@ func overloaded(detail string, retry time.Duration) *exchange.Failure {
 // The transaction that has to leave the queue for it, if any, is returned to be
 // ended.
 func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink) (t *transaction, s *subscriber, displaced *transaction, f *exchange.Failure) {
-	s = &subscriber{sink: w, until: r.Arrival.Add(r.Timeout.Duration())}
-	s.deadline.Fire = s
+	until := r.Arrival.Add(r.Timeout.Duration())
 	if g.outstanding < g.NStart && len(g.queue) == 0 {
-		t := &transaction{leg: l, group: g, subscribers: []*subscriber{s}, holdsSlot: true}
-		s.transaction, s.begins = t, true
+		t := newTransaction(l, g, w, until)
+		t.holdsSlot, t.first.begins = true, true
 		g.outstanding++
-		return t, s, nil, nil
+		return t, &t.first, nil, nil
 	}
 	key := shareKey(r)
 	if t := g.sharable[key]; t != nil && key != "" {
 		l.config.Stats.Shared.Add(1)
+		s := &subscriber{sink: w, until: until, transaction: t}
+		s.deadline.Fire = s
 		t.subscribers = append(t.subscribers, s)
-		s.transaction = t
 		return t, s, nil, nil
 	}
-	t = &transaction{leg: l, group: g, subscribers: []*subscriber{s}, key: key}
+	t = newTransaction(l, g, w, until)
+	t.key = key
 	var ok bool
 	if g.queue, displaced, ok = exchange.Enqueue(g.queue, t, r.Peer.Addr(), g.round, g.Queue); !ok {
 		return nil, nil, nil, groupBusy(g)
@@ -237,11 +238,11 @@ func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink) (t *transact
 		l.dequeued(displaced)
 	}
 	l.config.Stats.Queued.Add(1)
-	t.request, s.transaction = r.Clone(), t
+	t.request = r.Clone()
 	if key != "" {
 		g.sharable[key] = t
 	}
-	return t, s, displaced, nil
+	return t, &t.first, displaced, nil
 }
 
 func groupBusy(g *group) *exchange.Failure {
@@ -288,7 +289,7 @@ func (l *Leg) begin(t *transaction, r *exchange.Request) {
 		t.sent = true
 		t.begun = l.now()
 		expected := t.begun.Add(t.group.Leisure + roundTrip)
-		t.slot.Fire = exchange.FireFunc(t.slotExpired)
+		t.slot.Fire = (*slotEnd)(t)
 		l.config.Engine.Schedule(&t.slot, expected)
 		safe := r.Method == codes.GET || r.Method == wire.FETCH
 		if repeat := t.group.Repeat; repeat == SameMessageID || repeat == NewMessageID && safe { // GC-40
@@ -324,27 +325,31 @@ func (l *Leg) send(t *transaction, r *exchange.Request) error {
 
 // plan finds the ways to every address of the group.
 func (l *Leg) plan(t *transaction, r *exchange.Request) error {
-	add := func(name string, addr netip.AddrPort) error {
-		g := l.groups[name]
-		if g == nil {
-			return fmt.Errorf("group %q is not configured", name)
-		}
-		ways, err := l.ways(g, addr.Addr())
-		for _, e := range ways {
-			e.users++
-			t.sendings = append(t.sendings, sending{endpoint: e.endpoint, egress: e, to: endpoint.PeerOf(unzoned(addr))})
-		}
-		return err
-	}
-	if err := add(r.Target.GroupName, r.Target.Addr); err != nil {
+	t.sendings = t.oneWay[:0]
+	if err := l.planFor(t, r.Target.GroupName, r.Target.Addr); err != nil {
 		return err
 	}
 	for _, a := range r.Target.Also {
-		if err := add(a.Name, a.Addr); err != nil {
+		if err := l.planFor(t, a.Name, a.Addr); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// planFor finds the ways to one address. Called under the lock.
+func (l *Leg) planFor(t *transaction, name string, addr netip.AddrPort) error {
+	g := l.groups[name]
+	if g == nil {
+		return fmt.Errorf("group %q is not configured", name)
+	}
+	var space [4]*egress
+	ways, err := l.ways(space[:0], g, addr.Addr())
+	for _, e := range ways {
+		e.users++
+		t.sendings = append(t.sendings, sending{endpoint: e.endpoint, egress: e, to: endpoint.PeerOf(unzoned(addr))})
+	}
+	return err
 }
 
 func unzoned(a netip.AddrPort) netip.AddrPort {

@@ -10,32 +10,48 @@ import (
 
 // transaction is one multicast request and its responses, for one client or for
 // several that asked the same.
+//
+// Nothing of it is in the processor's caches when a response comes: what each
+// response touches is at its beginning, the first subscriber with it.
 type transaction struct {
-	leg           *Leg
-	exchange.Turn // while it waits
-
+	leg    *Leg
 	group  *group
 	serial exchange.Serial
-	slot   exchange.Deadline // end of the wait for a first response
-	again  exchange.Deadline // when the request is repeated
-
-	// Guarded by the leg's lock.
-	token     uint64
-	groupPort uint16
-	sendings  []sending
-	holdsSlot bool
-	key       string            // for sharing while waiting
-	request   *exchange.Request // kept while it waits, and for the repeat
-	sent      bool              // by at least one way
-	lastSent  time.Time
-	// observation is nil where nothing is observed.
-	observation *groupObservation
-	begun       time.Time // when it was sent
-	done        bool      // nobody waits for responses any more
-
 	// Appended to under the leg's lock until the transaction leaves the queue;
 	// after that touched by what serial runs.
 	subscribers []*subscriber
+
+	// Guarded by the leg's lock, down to again.
+	sendings  []sending
+	begun     time.Time // when it was sent
+	groupPort uint16
+	holdsSlot bool
+	sent      bool // by at least one way
+	done      bool // nobody waits for responses any more
+	// observation is nil where nothing is observed.
+	observation *groupObservation
+	asking      [1]*subscriber // room for subscribers: nearly always there is one,
+	first       subscriber
+	oneWay      [1]sending // and one datagram
+	token       uint64
+	lastSent    time.Time
+	key         string            // for sharing while waiting
+	request     *exchange.Request // kept while it waits, and for the repeat
+
+	again exchange.Deadline // when the request is repeated
+	slot  exchange.Deadline // end of the wait for a first response
+
+	exchange.Turn // while it waits
+}
+
+// newTransaction returns one with its first subscriber.
+func newTransaction(l *Leg, g *group, w exchange.Sink, until time.Time) *transaction {
+	t := &transaction{leg: l, group: g, first: subscriber{sink: w, until: until}}
+	t.first.transaction = t
+	t.first.deadline.Fire = &t.first
+	t.asking[0] = &t.first
+	t.subscribers = t.asking[:]
+	return t
 }
 
 // sending is one datagram of a transaction: a way and a group address.
@@ -52,17 +68,17 @@ func (t *transaction) sentBy(e *endpoint.Endpoint) bool {
 
 // subscriber is one client's share in a transaction; its exchange.
 type subscriber struct {
-	sink        exchange.Sink
+	sink exchange.Sink
+	// Touched by what the transaction's serial runs.
+	responses int
+	bytes     int
+	ended     bool
+	open      bool // T' is over and it observes
+
+	begins      bool
 	transaction *transaction
 	deadline    exchange.Deadline
 	until       time.Time // end of T'
-	begins      bool
-
-	// Touched by what the transaction's serial runs.
-	ended     bool
-	open      bool // T' is over and it observes
-	responses int
-	bytes     int
 }
 
 // Cancel implements exchange.Canceler.
@@ -171,11 +187,14 @@ func (t *transaction) endAll(err error) {
 	}
 }
 
-// slotExpired ends the wait for a first response (GC-80).
-func (t *transaction) slotExpired(time.Time) {
-	l := t.leg
+// slotEnd is a transaction as the owner of its deadline slot.
+type slotEnd transaction
+
+// Fire implements exchange.Firer. It ends the wait for a first response (GC-80).
+func (e *slotEnd) Fire(time.Time) {
+	l := e.leg
 	l.mu.Lock()
-	next := l.freeSlot(t)
+	next := l.freeSlot((*transaction)(e))
 	l.mu.Unlock()
 	if next != nil {
 		l.begin(next, next.request)

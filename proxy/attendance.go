@@ -76,7 +76,10 @@ func (x *observation) Attend() {
 
 // Attend implements exchange.Attended, for an observation of a group.
 func (x *groupRequest) Attend() {
-	f, o, now := x.front, &x.observation, time.Now()
+	f, o, now := x.front, x.observation, time.Now()
+	if o == nil {
+		return
+	}
 	f.mu.Lock()
 	renewer, _ := x.cancel.(exchange.Renewer)
 	f.mu.Unlock()

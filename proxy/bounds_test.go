@@ -90,8 +90,8 @@ func TestEndOfProcess(t *testing.T) {
 // The Tokens of ended exchanges are remembered for EXCHANGE_LIFETIME, and not
 // more than the limit of them (GP-43).
 func TestEndedTokens(t *testing.T) {
-	key := func(i int) clientToken {
-		return clientToken{token: fmt.Sprint(i)}
+	key := func(i int) *clientToken {
+		return &clientToken{token: fmt.Sprint(i)}
 	}
 	now := time.Now()
 	e := newEndedTokens(3)

@@ -138,6 +138,9 @@ func (f *Front) delivered(x *groupRequest, acknowledged bool) {
 // (GP-33, GP-41), and the client's other exchanges need the room. x is that
 // exchange, nil for any. Called under the lock.
 func (f *Front) withdraw(key clientToken, host netip.Addr, x *groupRequest) {
+	if f.waiting == 0 {
+		return
+	}
 	f.withdrawPaced(key, host, x)
 	d := f.deliveries[key.origin]
 	if d == nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/plgd-dev/go-coap/v3/message"
 	"github.com/plgd-dev/go-coap/v3/message/codes"
@@ -27,28 +28,29 @@ type clientToken struct {
 // groupRequest is a request that may get many responses: one with a
 // Multicast-Timeout. It is the sink of its exchange. Where its target turns out
 // to be a single server, T' means nothing and it gets one plain response.
+//
+// Nothing of it is in the processor's caches when a response comes: what each
+// response touches is at its beginning.
 type groupRequest struct {
 	front      *Front
-	in         endpoint.Incoming
-	key        clientToken
-	id         uint64
 	noResponse uint32
-	problem    bool
-	allowance  *allowance
 	silent     bool // T' = 0: no responses (GP-34)
 	observes   bool // it is in Stats.Observers
 	counted    bool // in Stats.Running
+	problem    bool
 	dialect    exchange.Dialect
-	delivery   exchange.Delivery
 	relayType  message.Type
-	// What the serialised calls of the sink alone touch:
-	relayed     int
-	observation groupObservation
+	delivery   exchange.Delivery
+	relayed    int        // touched by the serialised calls of the sink alone
+	watched    relayedIDs // NON responses that a RST may name
+	in         endpoint.Incoming
 
-	watched relayedIDs // NON responses that a RST may name
-
-	target located // for the log
-	client *exchange.Identity
+	id          uint64
+	key         clientToken
+	allowance   *allowance
+	target      located // for the log
+	client      *exchange.Identity
+	observation *groupObservation // nil unless it observes
 
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
 	ended  bool              // guarded by front.mu
@@ -70,7 +72,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 	if x != nil {
 		cancel = x.cancel
 	}
-	recently := stop && x == nil && f.ended.has(key, rx.Now)
+	recently := stop && x == nil && f.ended.has(&key, rx.Now)
 	if recently {
 		f.withdraw(key, rx.Peer.Addr.Addr(), nil)
 	}
@@ -116,8 +118,9 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 	f.Stats.GroupRequests.Add(1)
 	x := &groupRequest{front: f, id: r.ID, client: r.Client, noResponse: h.noResponse, problem: h.problem, allowance: h.allowance,
 		silent: r.Timeout.Seconds == 0, relayType: message.NonConfirmable, until: r.Arrival.Add(r.Timeout.Duration())}
-	x.key = clientToken{rx.Origin(), string(m.Token), h.context}
 	x.in.Accept(rx, m)
+	token := unsafe.String(unsafe.SliceData(x.in.Token), len(x.in.Token)) // which is never changed
+	x.key = clientToken{rx.Origin(), token, h.context}
 	if r.Client != nil {
 		x.dialect, x.delivery = r.Client.Dialect, r.Client.Delivery
 	}
@@ -130,7 +133,7 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 	}
 	old := h.replaces
 	if x.observes = f.registers(r, h, old != nil); x.observes {
-		x.observation.begin(x, old)
+		x.observation = newGroupObservation(x, old)
 	}
 	x.counted = true
 	f.Stats.Running.Add(1)
@@ -212,7 +215,7 @@ func (x *groupRequest) End(err error) {
 		delete(f.running, x.key)
 	}
 	if !refused {
-		f.ended.add(x.key, now)
+		f.ended.add(&x.key, now)
 	}
 	if err != nil || !now.Before(x.until) {
 		f.withdraw(x.key, x.in.Peer.Addr.Addr(), x)
@@ -226,7 +229,7 @@ func (x *groupRequest) End(err error) {
 	if refused {
 		x.refuse(err)
 	} else {
-		if err != nil && x.observation.established && !errors.Is(err, exchange.ErrCanceled) {
+		if err != nil && x.established() && !errors.Is(err, exchange.ErrCanceled) {
 			x.sayLast(f.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 		}
 		x.in.Finish() // GP-34, GP-38, GP-42
@@ -248,7 +251,7 @@ func (x *groupRequest) End(err error) {
 		so = answered
 	}
 	f.Stats.Exchanges[groupExchange][so.ended(err)].Add(1)
-	if !x.observation.established {
+	if !x.established() {
 		f.done()
 	}
 }

@@ -29,11 +29,10 @@ type groupObservation struct {
 	askedAt     time.Time // see Attend
 }
 
-// begin prepares for notifications, with numbers after those of old, which may be
-// nil.
-func (o *groupObservation) begin(x *groupRequest, old *groupRequest) {
-	o.request = x
-	o.confirmedAt = time.Now()
+// newGroupObservation returns the observation of x, whose notifications have numbers
+// after those of old, which may be nil.
+func newGroupObservation(x *groupRequest, old *groupRequest) *groupObservation {
+	o := &groupObservation{request: x, confirmedAt: time.Now()}
 	o.sequence = uint32(o.confirmedAt.Unix()) & sequenceMask // see Front.observe
 	if old != nil {
 		old.observation.mu.Lock()
@@ -41,7 +40,12 @@ func (o *groupObservation) begin(x *groupRequest, old *groupRequest) {
 		old.observation.mu.Unlock()
 	}
 	o.deadline.Fire = exchange.FireFunc(o.interest)
+	return o
 }
+
+// established reports whether a notification was relayed. It is called by the
+// serialised calls of the sink alone.
+func (x *groupRequest) established() bool { return x.observation != nil && x.observation.established }
 
 // notify takes note of a notification to be sent. It returns its options with a
 // number of the client's own (GP-67), and whether it has to be confirmable

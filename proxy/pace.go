@@ -164,7 +164,7 @@ func (x *groupRequest) relay(m *wire.Message) {
 	x.front.Stats.Relayed.Add(1)
 	switch {
 	case x.in.Reliable():
-	case x.observation.established:
+	case x.established():
 		x.watched.add(id, maxWatched)
 	default:
 		x.watched.add(id, math.MaxInt)

@@ -56,8 +56,9 @@ func (f *Front) HandleFailure(client endpoint.Origin, id uint16, _ error) bool {
 // use.
 type relayedIDs struct {
 	mu    sync.Mutex
-	runs  []idRun
 	count int // of all runs
+	runs  []idRun
+	room  [12]idRun // for the first runs
 }
 
 // idRun is so many Message IDs from the first one on.
@@ -71,6 +72,9 @@ func (s *relayedIDs) add(id uint16, limit int) {
 	if last := len(s.runs) - 1; last >= 0 && s.runs[last].first+s.runs[last].count == id && s.runs[last].count < 1<<15 {
 		s.runs[last].count++
 	} else {
+		if s.runs == nil {
+			s.runs = s.room[:0]
+		}
 		s.runs = append(s.runs, idRun{id, 1})
 	}
 	for ; s.count > limit; s.count-- {
