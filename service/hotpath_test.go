@@ -84,17 +84,21 @@ func answering(origin netip.AddrPort, typ message.Type) *turns {
 	if typ == message.Confirmable {
 		first = 0x68 // an ACK
 	}
-	responses := make([][]byte, endpoint.BatchSize)
+	// A ring: what is written may come in several parts, one while another is read.
+	responses := make([][]byte, 4*endpoint.BatchSize)
+	made, read := 0, 0
 	up := &turns{local: netip.MustParseAddrPort("0.0.0.0:40000"), read: make(chan int, 1)}
-	up.fill = func(d *endpoint.Datagram, i int) {
-		*d = endpoint.Datagram{Peer: endpoint.PeerOf(origin), Data: responses[i]}
+	up.fill = func(d *endpoint.Datagram, _ int) {
+		*d = endpoint.Datagram{Peer: endpoint.PeerOf(origin), Data: responses[read]}
+		read = (read + 1) % len(responses)
 	}
 	up.wrote = func(requests []endpoint.Datagram) {
-		for i, d := range requests {
-			r := append(responses[i][:0], first, byte(codes.Content))
+		for _, d := range requests {
+			r := append(responses[made][:0], first, byte(codes.Content))
 			r = append(r, d.Data[2:12]...) // Message ID and Token
 			r = append(r, 0xd0, 1, 0xff)   // Max-Age 0
-			responses[i] = append(r, "0123456789abcdef"...)
+			responses[made] = append(r, "0123456789abcdef"...)
+			made = (made + 1) % len(responses)
 		}
 		up.read <- len(requests)
 	}
