@@ -46,6 +46,7 @@ type Leg struct {
 	ctx    context.Context
 	wg     sync.WaitGroup
 	now    func() time.Time
+	epoch  time.Time
 
 	mu      sync.Mutex
 	groups  map[string]*group
@@ -65,7 +66,7 @@ func New(ctx context.Context, config Config) (*Leg, error) {
 	if _, err := crand.Read(seed[:]); err != nil {
 		return nil, fmt.Errorf("seed tokens: %w", err)
 	}
-	l := &Leg{config: config, ctx: ctx, now: time.Now, groups: make(map[string]*group), egress: make(map[way]*egress),
+	l := &Leg{config: config, ctx: ctx, now: time.Now, epoch: time.Now(), groups: make(map[string]*group), egress: make(map[way]*egress),
 		ports: make(map[*endpoint.Endpoint]*egress), running: make(map[uint64]*transaction), tokens: rand.NewChaCha8(seed), hinted: make(map[string]bool)}
 	if l.config.Interface == nil {
 		l.config.Interface = net.InterfaceByName
@@ -152,8 +153,9 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 	if hint {
 		l.hinted[r.Client.Name] = true
 	}
+	until := r.Arrival.Add(r.Timeout.Duration())
 	observes := l.admitObservation(r)
-	t, s, displaced, f := l.admit(g, r, w)
+	t, s, displaced, f := l.admit(g, r, w, until)
 	if observes && f == nil && t.observation == nil {
 		t.observation = newGroupObservation(t, r)
 	} else if observes { // it shares one, or there is no room
@@ -173,7 +175,7 @@ func (l *Leg) Exchange(r *exchange.Request, w exchange.Sink) exchange.Canceler {
 		l.config.Stats.QueueFull.Add(1)
 		return exchange.Fail(w, f)
 	}
-	l.config.Engine.Schedule(&s.deadline, s.until)
+	s.schedule(until)
 	if s.begins {
 		l.begin(t, r)
 	}
@@ -212,8 +214,7 @@ func overloaded(detail string, retry time.Duration) *exchange.Failure {
 //
 // The transaction that has to leave the queue for it, if any, is returned to be
 // ended.
-func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink) (t *transaction, s *subscriber, displaced *transaction, f *exchange.Failure) {
-	until := r.Arrival.Add(r.Timeout.Duration())
+func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink, until time.Time) (t *transaction, s *subscriber, displaced *transaction, f *exchange.Failure) {
 	if g.outstanding < g.NStart && len(g.queue) == 0 {
 		t := newTransaction(l, g, w, until)
 		t.holdsSlot, t.first.begins = true, true
@@ -223,8 +224,8 @@ func (l *Leg) admit(g *group, r *exchange.Request, w exchange.Sink) (t *transact
 	key := shareKey(r)
 	if t := g.sharable[key]; t != nil && key != "" {
 		l.config.Stats.Shared.Add(1)
-		s := &subscriber{sink: w, until: until, transaction: t}
-		s.deadline.Fire = s
+		s := &subscriber{}
+		s.begin(t, w, until)
 		t.subscribers = append(t.subscribers, s)
 		return t, s, nil, nil
 	}
@@ -465,6 +466,12 @@ func (l *Leg) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.M
 		}
 		return false
 	}
+	at := e.Now().Sub(l.epoch)
+	if t.over(at) {
+		l.mu.Unlock()
+		l.config.Stats.Late.Add(1)
+		return false
+	}
 	if !t.group.allows(peer.Addr.Addr()) { // GC-25
 		l.mu.Unlock()
 		l.config.Stats.Foreign.Add(1)
@@ -481,7 +488,7 @@ func (l *Leg) HandleResponse(e *endpoint.Endpoint, peer endpoint.Peer, m *wire.M
 	l.config.Stats.Latency.Observe(e.Now().Sub(begun))
 	p := responses.Get().(*exchange.Response)
 	*p = exchange.Response{Code: m.Code, Options: m.Options, Payload: m.Payload, From: peer.Addr, GroupPort: t.groupPort}
-	if !t.serial.Do(func() { t.respond(p) }, func() func() { q := p.Clone(); return func() { t.respond(q) } }) {
+	if !t.serial.Do(func() { t.respond(p, at) }, func() func() { q := p.Clone(); return func() { t.respond(q, at) } }) {
 		l.config.Stats.Excess.Add(1)
 	}
 	*p = exchange.Response{}

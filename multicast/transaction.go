@@ -2,6 +2,7 @@ package multicast
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"coapproxy/endpoint"
@@ -46,9 +47,8 @@ type transaction struct {
 
 // newTransaction returns one with its first subscriber.
 func newTransaction(l *Leg, g *group, w exchange.Sink, until time.Time) *transaction {
-	t := &transaction{leg: l, group: g, first: subscriber{sink: w, until: until}}
-	t.first.transaction = t
-	t.first.deadline.Fire = &t.first
+	t := &transaction{leg: l, group: g}
+	t.first.begin(t, w, until)
 	t.asking[0] = &t.first
 	t.subscribers = t.asking[:]
 	return t
@@ -60,6 +60,12 @@ type sending struct {
 	egress   *egress
 	to       endpoint.Peer
 	id       uint16
+}
+
+// over reports whether T' was over for everybody at a time since the leg's epoch.
+// Called under the lock.
+func (t *transaction) over(at time.Duration) bool {
+	return !slices.ContainsFunc(t.subscribers, func(s *subscriber) bool { return !s.over(at) })
 }
 
 func (t *transaction) sentBy(e *endpoint.Endpoint) bool {
@@ -76,9 +82,30 @@ type subscriber struct {
 	open      bool // T' is over and it observes
 
 	begins      bool
+	until       atomic.Int64 // end of T', nanoseconds since the leg's epoch
 	transaction *transaction
 	deadline    exchange.Deadline
-	until       time.Time // end of T'
+}
+
+func (s *subscriber) begin(t *transaction, w exchange.Sink, until time.Time) {
+	s.transaction, s.sink = t, w
+	s.deadline.Fire = s
+	s.until.Store(int64(until.Sub(t.leg.epoch)))
+}
+
+// schedule plans the end of T'. It may come a little late, and what comes after T'
+// does not count even so.
+func (s *subscriber) schedule(until time.Time) {
+	engine := s.transaction.leg.config.Engine
+	if s.transaction.observation == nil {
+		until = engine.Coalesce(until)
+	}
+	engine.Schedule(&s.deadline, until)
+}
+
+// over reports whether T' was over at a time since the leg's epoch.
+func (s *subscriber) over(at time.Duration) bool {
+	return int64(at) >= s.until.Load() && s.transaction.observation == nil
 }
 
 // Cancel implements exchange.Canceler.
@@ -86,11 +113,12 @@ func (s *subscriber) Cancel() { s.post(exchange.ErrCanceled) }
 
 // Extend implements exchange.Extender (GC-82).
 func (s *subscriber) Extend(until time.Time) bool {
-	engine := s.transaction.leg.config.Engine
-	if !engine.Unschedule(&s.deadline) {
+	l := s.transaction.leg
+	if !l.config.Engine.Unschedule(&s.deadline) {
 		return false
 	}
-	engine.Schedule(&s.deadline, until)
+	s.until.Store(int64(until.Sub(l.epoch)))
+	s.schedule(until)
 	return true
 }
 
@@ -114,8 +142,8 @@ func (s *subscriber) post(err error) {
 
 // respond hands a response to every subscriber, as it comes (GC-84): an error
 // like a success (GC-31), and one after the other from the same server (GC-34,
-// GP-58). Run by serial.
-func (t *transaction) respond(p *exchange.Response) {
+// GP-58). at is when it came, since the leg's epoch. Run by serial.
+func (t *transaction) respond(p *exchange.Response, at time.Duration) {
 	registered := false
 	if o := t.observation; o != nil {
 		var ok bool
@@ -125,6 +153,10 @@ func (t *transaction) respond(p *exchange.Response) {
 	}
 	for _, s := range t.subscribers {
 		if s.ended {
+			continue
+		}
+		if s.over(at) { // GP-38
+			t.leg.config.Stats.Late.Add(1)
 			continue
 		}
 		if s.open { // the servers are bounded, and the newest is what counts

@@ -70,6 +70,43 @@ func TestLateResponses(t *testing.T) {
 	})
 }
 
+// Exchanges that end at nearly the same time end together (GP-32). What comes before
+// that and after T' is late as ever (GP-59), for those whose T' is over.
+func TestEndTogether(t *testing.T) {
+	inSite(t, func(c *Config) { c.Groups[0].NStart = 1 }, func(s *site) {
+		a := s.member("192.0.2.11:5683", "224.0.1.187")
+		s.after(time.Millisecond)
+		first, _ := s.ask(get(nodes4, 20))
+		s.after(time.Millisecond)
+		waiting, _ := s.ask(get(nodes4, 20))
+		s.after(time.Millisecond / 2)
+		sharing, _ := s.ask(get(nodes4, 20))
+		a.answer(a.request(), non, "one") // and so the next one has its turn
+		q := a.request()
+		s.after(20*time.Second - 250*time.Microsecond)
+		a.answer(q, con, "two")
+		require.Equal(t, []message.Type{ack}, a.replies())
+		require.Empty(t, waiting.got(), "its T' is over")
+		require.Equal(t, []string{"two"}, sharing.got())
+		require.EqualValues(t, 1, s.stats.Late.Load())
+		s.after(time.Millisecond)
+		a.answer(q, con, "three")
+		require.Equal(t, []message.Type{rst}, a.replies())
+		require.Equal(t, []string{"two"}, sharing.got())
+		require.EqualValues(t, 2, s.stats.Late.Load())
+
+		require.Equal(t, []string{"one"}, first.got())
+		for _, w := range []*recorder{first, waiting, sharing} {
+			require.True(t, w.open())
+		}
+		s.after(750 * time.Microsecond)
+		for _, w := range []*recorder{first, waiting, sharing} {
+			require.False(t, w.open())
+			require.NoError(t, w.err)
+		}
+	})
+}
+
 // What one server sends: CON responses are acknowledged (GC-12), several
 // responses are several (GP-58, GC-34), duplicates on the message layer are
 // none (GC-16), and the port is free (GC-17).

@@ -118,7 +118,7 @@ func (f *Front) delivered(x *groupRequest, acknowledged bool) {
 		d.waiting[0] = waitingResponse{}
 		d.waiting = d.waiting[1:]
 		f.waiting--
-		if next.x.ended && !time.Now().Before(next.x.until) {
+		if (next.x.ended || !next.x.observes) && !time.Now().Before(next.x.until) {
 			f.Stats.Late.Add(1)
 			continue
 		}
