@@ -99,7 +99,7 @@ func (r *Request) isLike(o *Request) bool {
 	return r.ID == o.ID && r.Method == o.Method && r.Form == o.Form && r.Timeout == o.Timeout &&
 		r.Confirmable == o.Confirmable && r.Secured == o.Secured && r.BERT == o.BERT && r.Replaces == o.Replaces &&
 		r.Client == o.Client && r.Peer == o.Peer && r.Local == o.Local && r.Scheme == o.Scheme && r.Route == o.Route &&
-		r.Arrival == o.Arrival && r.PreviousHop == o.PreviousHop && r.BodyLimit == o.BodyLimit && r.Stored == o.Stored &&
+		r.Arrival.Equal(o.Arrival) && r.PreviousHop == o.PreviousHop && r.BodyLimit == o.BodyLimit && r.Stored == o.Stored &&
 		r.Sealing == nil && o.Sealing == nil &&
 		a.Scheme == b.Scheme && a.Host == b.Host && a.Addr == b.Addr && a.Group == b.Group && a.NextHop == b.NextHop &&
 		a.GroupName == b.GroupName && len(a.Also)+len(b.Also)+len(a.Announced)+len(b.Announced) == 0
