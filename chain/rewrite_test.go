@@ -64,9 +64,14 @@ func TestForms(t *testing.T) {
 				require.Equal(t, tt.value, string(value))
 				host, _ := wire.First(got, wire.URIHost)
 				require.Equal(t, tt.host, string(host))
-				_, ok := wire.First(got, wire.URIPort)
+				port, ok := wire.First(got, wire.URIPort)
 				require.True(t, ok, "FP-5")
-				u, err = wire.ComposeURI("coap", got, netip.AddrPort{})
+				n, _ := wire.Uint(port)
+				u.Port = uint16(n)
+				u.Host, u.Addr, err = wire.ParseHost(string(host))
+				for segment := range wire.All(got, wire.URIPath) {
+					u.Path = append(u.Path, string(segment))
+				}
 			}
 			require.NoError(t, err)
 			require.Equal(t, tt.target.Host, u.Host)

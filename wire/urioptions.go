@@ -34,58 +34,6 @@ func (u URI) AppendOptions(opts message.Options, dst netip.AddrPort) message.Opt
 	return opts
 }
 
-// ComposeURI makes the target URI of a request from its Uri-* options (RFC 7252
-// §6.5). scheme, one of FP-6 in lower case, is that of Proxy-Scheme(-Number), or
-// that of the transport. What Uri-Host and Uri-Port do not say comes from dst,
-// the address that the request was sent to (FP-4); no default port is assumed
-// (FP-5).
-//
-// The error is a *URIError: for ErrScheme, a host that ParseHost refuses, a port
-// that is 0 or no uint16, a segment or query item that is too long or not UTF-8.
-// Only the first Uri-Host and Uri-Port are read; surplus ones are for the caller
-// to refuse (FP-22).
-func ComposeURI(scheme string, opts message.Options, dst netip.AddrPort) (URI, error) {
-	defaultPort, ok := DefaultPort(scheme)
-	if !ok {
-		return URI{}, &URIError{URI: scheme, Reason: ErrScheme.Error(), Err: ErrScheme}
-	}
-	u := URI{Scheme: scheme, Addr: dst.Addr().Unmap(), Port: dst.Port()}
-	if host, ok := First(opts, URIHost); ok {
-		var err error
-		if u.Host, u.Addr, err = ParseHost(string(host)); err != nil {
-			return URI{}, err
-		}
-	}
-	if value, ok := First(opts, URIPort); ok {
-		port, ok := Uint(value)
-		if !ok || port == 0 || port > 0xffff {
-			return URI{}, &URIError{URI: scheme, Reason: "port outside 1 to 65535"}
-		}
-		u.Port = uint16(port)
-	}
-	u.ExplicitPort = u.Port != defaultPort
-	for i := range opts {
-		var list *[]string
-		switch opts[i].ID {
-		case URIPath:
-			list = &u.Path
-		case URIQuery:
-			list = &u.Query
-		default:
-			continue
-		}
-		item := string(opts[i].Value)
-		if reason := u.checkItem(item); reason != "" {
-			return URI{}, &URIError{URI: item, Reason: reason}
-		}
-		*list = append(*list, item)
-	}
-	if len(u.Path) == 1 && u.Path[0] == "" {
-		u.Path = nil // the same URI (RFC 7252 §6.5 step 7)
-	}
-	return u, nil
-}
-
 // ExpandPathAbbrev returns the path that a value of the Uri-Path-Abbrev option
 // stands for (FP-9, GC-73), or ok = false for a value that is not registered.
 // The caller owns the result.

@@ -35,60 +35,8 @@ func TestAppendOptions(t *testing.T) {
 			opts := u.AppendOptions(message.Options{{ID: MulticastTimeout}}, dst)
 			require.Equal(t, MulticastTimeout, opts[0].ID)
 			require.Equal(t, tt.want, optionStrings(opts[1:]))
-
-			back, err := ComposeURI(u.Scheme, opts, dst)
-			require.NoError(t, err)
-			require.Equal(t, u.String(), withZone(back, u.Addr.Zone()).String())
 		})
 	}
-}
-
-func withZone(u URI, zone string) URI {
-	u.Addr = u.Addr.WithZone(zone)
-	return u
-}
-
-func TestComposeURI(t *testing.T) {
-	self := netip.MustParseAddrPort("[2001:db8::1]:7683")
-	option := func(id message.OptionID, value string) message.Option {
-		return message.Option{ID: id, Value: []byte(value)}
-	}
-	for _, tt := range []struct {
-		name, scheme string
-		opts         message.Options
-		want         string
-	}{
-		{"nothing: the proxy itself (FP-4)", "coap", nil, "coap://[2001:db8::1]:7683/"},
-		{"no port: the proxy's port (FP-5)", "coap", message.Options{option(URIHost, "[ff05::fd]")}, "coap://[ff05::fd]:7683/"},
-		{"port", "coap", message.Options{option(URIHost, "ff05::fd"), option(URIPort, "\x16\x33")}, "coap://[ff05::fd]/"},
-		{"other scheme", "http", message.Options{option(URIHost, "H"), option(URIPort, "\x00\x50"), option(URIPath, "a/b"), option(URIQuery, "c&d")}, "http://h/a%2Fb?c%26d"},
-		{"single empty segment", "coap", message.Options{option(URIHost, "h"), option(URIPort, "\x16\x33"), option(URIPath, "")}, "coap://h/"},
-		{"order is kept (FP-23)", "coap", message.Options{option(URIHost, "h"), option(URIPort, "\x16\x33"), option(URIPath, "b"), option(URIPath, "a"), option(URIQuery, "2"), option(URIQuery, "1")}, "coap://h/b/a?2&1"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			u, err := ComposeURI(tt.scheme, tt.opts, self)
-			require.NoError(t, err)
-			require.Equal(t, tt.want, u.String())
-			again, err := ParseURI(tt.want)
-			require.NoError(t, err)
-			require.Equal(t, u.Path, again.Path)
-			require.Equal(t, u.Port, again.Port)
-		})
-	}
-	for name, opts := range map[string]message.Options{
-		"host":     {option(URIHost, "[")},
-		"no host":  {option(URIHost, "")},
-		"port 0":   {option(URIPort, "")},
-		"big port": {option(URIPort, "\x01\x00\x00")},
-		"UTF-8":    {option(URIPath, "\xff")},
-		"long":     {option(URIQuery, strings.Repeat("a", 256))},
-	} {
-		_, err := ComposeURI("coap", opts, self)
-		var bad *URIError
-		require.ErrorAs(t, err, &bad, name)
-	}
-	_, err := ComposeURI("ftp", nil, self)
-	require.ErrorIs(t, err, ErrScheme)
 }
 
 // FP-9, GC-73
