@@ -37,14 +37,18 @@ func (b *batch) end() []byte { return []byte("--\r\n") }
 
 func (b *batch) part(_ received, a answer) []byte {
 	var buf bytes.Buffer
+	b.write(&buf, a)
+	return buf.Bytes()
+}
+
+func (b *batch) write(buf *bytes.Buffer, a answer) {
 	buf.Grow(len(a.body) + 512)
 	buf.WriteString("\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 ")
 	buf.WriteString(strconv.Itoa(a.status) + " " + http.StatusText(a.status) + "\r\n")
-	_ = a.fields.Write(&buf) // sorted, and nothing in a value can end a line
+	_ = a.fields.Write(buf) // sorted, and nothing in a value can end a line
 	buf.WriteString("\r\n")
 	buf.Write(a.body)
 	buf.WriteString("\r\n--" + b.boundary)
-	return buf.Bytes()
 }
 
 // failure is a part without Reply-From: that is how a client sees that no
@@ -76,13 +80,20 @@ func (q *query) writeBatch(items []received) *problem {
 	if q.r.Method == http.MethodHead {
 		return nil
 	}
-	_, _ = q.send.Write(b.begin())
+	var buf bytes.Buffer
+	buf.Write(b.begin())
 	for _, a := range parts {
-		if _, err := q.send.Write(b.part(received{}, a)); err != nil {
+		b.write(&buf, a)
+		if buf.Len() < piece {
+			continue
+		}
+		if _, err := q.send.Write(buf.Bytes()); err != nil {
 			break
 		}
+		buf.Reset()
 	}
-	_, _ = q.send.Write(b.end())
+	buf.Write(b.end())
+	_, _ = q.send.Write(buf.Bytes())
 	q.cutOff()
 	return nil
 }

@@ -2,6 +2,7 @@ package httpbridge
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/hex"
 	"math"
 	"net"
@@ -77,15 +78,14 @@ func parseGroupETags(values []string) [][]byte {
 
 // byteList writes a structured List of Byte Sequences (HC-70, HC-71).
 func byteList(values ...[]byte) string {
-	list := make(httpsfv.List, len(values))
+	var list []byte
 	for i, v := range values {
-		list[i] = httpsfv.NewItem(v)
+		if i > 0 {
+			list = append(list, ", "...)
+		}
+		list = append(base64.StdEncoding.AppendEncode(append(list, ':'), v), ':')
 	}
-	text, err := httpsfv.Marshal(list)
-	if err != nil { // byte sequences can always be written
-		return ""
-	}
-	return text
+	return string(list)
 }
 
 // replyFrom is the value of Reply-From for a response, "" if nobody is known to
