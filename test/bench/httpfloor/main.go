@@ -28,8 +28,15 @@ func main() {
 // floor asks one CoAP server. Every request under way has a socket of its own.
 type floor struct {
 	origin netip.AddrPort
-	free   chan *net.UDPConn
+	free   chan *socket
 	token  atomic.Uint32
+}
+
+// socket is connected to the server, and comes with room for a datagram: a request
+// allocates no more than what net/http does for it.
+type socket struct {
+	*net.UDPConn
+	room [2048]byte
 }
 
 // payloadLen is the length of what the origin of the benchmark answers.
@@ -39,7 +46,7 @@ const payloadLen = 16
 const maxFree = 1024
 
 func newFloor(origin netip.AddrPort) *floor {
-	return &floor{origin: origin, free: make(chan *net.UDPConn, maxFree)}
+	return &floor{origin: origin, free: make(chan *socket, maxFree)}
 }
 
 // ServeHTTP implements http.Handler for /hc/coap://ORIGIN/PATH.
@@ -49,66 +56,67 @@ func (f *floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no target", http.StatusBadRequest)
 		return
 	}
-	payload, err := f.ask(path)
+	s, err := f.take()
 	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	payload, err := s.ask(path, f.token.Add(1))
+	if err != nil {
+		_ = s.Close()
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	_, _ = w.Write(payload)
+	f.give(s)
 }
 
-func (f *floor) ask(path string) ([]byte, error) {
-	var conn *net.UDPConn
+func (f *floor) take() (*socket, error) {
 	select {
-	case conn = <-f.free:
+	case s := <-f.free:
+		return s, nil
 	default:
-		var err error
-		if conn, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(f.origin)); err != nil {
-			return nil, err
-		}
 	}
-	token := f.token.Add(1)
-	b := packet.AppendHeader(make([]byte, 0, 256), packet.NON, packet.GET, uint16(token), make([]byte, packet.TokenLen))
+	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(f.origin))
+	return &socket{UDPConn: conn}, err
+}
+
+func (f *floor) give(s *socket) {
+	select {
+	case f.free <- s:
+	default:
+		_ = s.Close()
+	}
+}
+
+// ask returns the payload of the response, which is part of the room.
+func (s *socket) ask(path string, token uint32) ([]byte, error) {
+	b := packet.AppendHeader(s.room[:0], packet.NON, packet.GET, uint16(token), make([]byte, packet.TokenLen))
 	packet.SetToken(b, token)
 	previous := 0
 	for segment := range strings.SplitSeq(path, "/") {
 		b = packet.AppendOption(b, previous, packet.URIPath, []byte(segment))
 		previous = packet.URIPath
 	}
-	payload, err := exchange(conn, b, token)
-	if err != nil {
-		_ = conn.Close()
+	if _, err := s.Write(b); err != nil {
 		return nil, err
 	}
-	select {
-	case f.free <- conn:
-	default:
-		_ = conn.Close()
-	}
-	return payload, nil
-}
-
-func exchange(conn *net.UDPConn, request []byte, token uint32) ([]byte, error) {
-	if _, err := conn.Write(request); err != nil {
+	if err := s.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
 		return nil, err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-		return nil, err
-	}
-	in := make([]byte, 2048)
 	for {
-		n, err := conn.Read(in)
+		n, err := s.Read(s.room[:])
 		if err != nil {
 			return nil, err
 		}
-		h, ok := packet.Parse(in[:n])
+		h, ok := packet.Parse(s.room[:n])
 		if got, _ := packet.Token(h); !ok || got != token {
 			continue
 		}
 		if h.Code != packet.Content || n < payloadLen {
 			return nil, fmt.Errorf("code %d, %d bytes", h.Code, n)
 		}
-		return in[n-payloadLen : n], nil
+		return s.room[n-payloadLen : n], nil
 	}
 }
