@@ -87,7 +87,8 @@ func answering(origin netip.AddrPort, typ message.Type) *turns {
 	// A ring: what is written may come in several parts, one while another is read.
 	responses := make([][]byte, 4*endpoint.BatchSize)
 	made, read := 0, 0
-	up := &turns{local: netip.MustParseAddrPort("0.0.0.0:40000"), read: make(chan int, 1)}
+	// Who writes holds what the reader wants before it reads on, and never waits for it.
+	up := &turns{local: netip.MustParseAddrPort("0.0.0.0:40000"), read: make(chan int, len(responses))}
 	up.fill = func(d *endpoint.Datagram, _ int) {
 		*d = endpoint.Datagram{Peer: endpoint.PeerOf(origin), Data: responses[read]}
 		read = (read + 1) % len(responses)
