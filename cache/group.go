@@ -23,8 +23,8 @@ type audience struct {
 	bodyLimit int
 	groups    []exchange.GroupAddr
 	set       *set
-	request   *exchange.Request // owned, without what is for groups only
-	until     time.Time         // end of the upstream exchange; guarded by Cache.mu
+	request   exchange.Kept // without the options that are for groups only
+	until     time.Time     // end of the upstream exchange; guarded by Cache.mu
 
 	// Touched by what serial runs.
 	buffer  []byte
@@ -215,7 +215,7 @@ func (c *Cache) group(r *exchange.Request, w exchange.Sink, a *scratch) exchange
 	}
 	c.mu.Unlock()
 	c.config.Stats.Misses.Add(1)
-	s.group.request = forOne(r)
+	s.group.request.Keep(r, nil, forGroup)
 	if len(validators) > 0 || observe {
 		a.options = withETags(a.options[:0], r.Options, listed, validators...)
 		r.Options = a.options
@@ -276,14 +276,10 @@ func (c *Cache) whole(w exchange.Sink, a *scratch, tag []byte, now time.Time, po
 	return exchange.Ended{}
 }
 
-// forOne is a group request as it is repeated to one of its servers (GP-80).
-func forOne(r *exchange.Request) *exchange.Request {
-	c := r.Clone()
-	c.Options = slices.DeleteFunc(c.Options, func(o message.Option) bool {
-		return o.ID == wire.ETag || o.ID == wire.NoResponse || o.ID == wire.Observe
-	})
-	c.Timeout = exchange.Timeout{}
-	return c
+// forGroup names the options that are left out where a group request is repeated to
+// one of its servers (GP-80).
+func forGroup(id message.OptionID) bool {
+	return id == wire.ETag || id == wire.NoResponse || id == wire.Observe
 }
 
 // maxRefetches bounds the servers asked one by one in a group exchange.
@@ -296,10 +292,10 @@ func (s *shared) refetch(server netip.AddrPort, port uint16, without []*subscrib
 		s.cache.config.Stats.Dropped.Add(1)
 		return
 	}
-	r := *s.group.request
-	r.Arrival = time.Now()
+	r := s.group.request.Request()
+	r.Arrival, r.Timeout = time.Now(), exchange.Timeout{}
 	r.Target = exchange.Target{Scheme: groupScheme, Addr: server, NextHop: s.group.target.NextHop}
-	s.group.fetches = append(s.group.fetches, s.cache.Exchange(&r, &refetch{shared: s, port: port, to: slices.Clone(without)}))
+	s.group.fetches = append(s.group.fetches, s.cache.Exchange(r, &refetch{shared: s, port: port, to: slices.Clone(without)}))
 }
 
 // refetch is the sink of such a request.

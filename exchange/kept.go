@@ -25,8 +25,8 @@ type Room struct {
 	packed [96]byte // enough for the options of nearly every request without a payload
 }
 
-// Keep copies r but for the options that leave names. room, unless nil, belongs to
-// k until it keeps something else.
+// Keep copies r but for the options that leave, unless it is nil, names. room, unless
+// nil, belongs to k until it keeps something else.
 func (k *Kept) Keep(r *Request, room *Room, leave func(message.OptionID) bool) {
 	var packed []byte
 	switch {
@@ -45,7 +45,7 @@ func (k *Kept) Keep(r *Request, room *Room, leave func(message.OptionID) bool) {
 	}
 	for i := range r.Options {
 		o := &r.Options[i]
-		if leave(o.ID) {
+		if leave != nil && leave(o.ID) {
 			continue
 		}
 		packed = binary.AppendUvarint(packed, uint64(o.ID))

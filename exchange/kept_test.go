@@ -87,7 +87,7 @@ func TestKeptShares(t *testing.T) {
 	var above, below, room, other Kept
 	above.Keep(r, nil, isETag)
 	r.Options, r.Payload = r.Options[2:3], nil
-	below.Keep(r, nil, none)
+	below.Keep(r, nil, nil)
 	assert.Same(t, above.Bare(), below.Bare())
 	assert.Len(t, above.Request().Options, 4)
 	assert.Len(t, below.Request().Options, 1)

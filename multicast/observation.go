@@ -18,8 +18,8 @@ import (
 // counted.
 type groupObservation struct {
 	transaction *transaction
-	request     *exchange.Request // owned, the registration
-	counted     bool              // in Leg.observations; guarded by the leg's lock
+	request     exchange.Kept // the registration
+	counted     bool          // in Leg.observations; guarded by the leg's lock
 
 	established bool
 	members     map[netip.AddrPort]*observed
@@ -63,7 +63,8 @@ func (l *Leg) admitObservation(r *exchange.Request) bool {
 }
 
 func newGroupObservation(t *transaction, r *exchange.Request) *groupObservation {
-	o := &groupObservation{transaction: t, request: r.Clone(), counted: true, members: make(map[netip.AddrPort]*observed)}
+	o := &groupObservation{transaction: t, counted: true, members: make(map[netip.AddrPort]*observed)}
+	o.request.Keep(r, nil, nil)
 	o.renewal.Fire = exchange.FireFunc(func(time.Time) { t.serial.DoAlways(o.expired) })
 	return o
 }
@@ -159,7 +160,7 @@ func (o *groupObservation) renew(now time.Time) {
 	if again {
 		t.lastSent = now
 		l.config.Stats.ObservationsRenewed.Add(1)
-		l.transmit(t, o.request, false)
+		l.transmit(t, o.request.Request(), false)
 	}
 	l.mu.Unlock()
 	for _, m := range o.members {
@@ -218,12 +219,11 @@ func (l *Leg) deregister(t *transaction) {
 	if !t.sent || l.closed {
 		return
 	}
-	r := *o.request
-	r.Options = slices.Clone(r.Options)
+	r := o.request.Request()
 	for i := range r.Options {
 		if r.Options[i].ID == wire.Observe {
 			r.Options[i].Value = []byte{wire.ObserveDeregister}
 		}
 	}
-	l.transmit(t, &r, false)
+	l.transmit(t, r, false)
 }
