@@ -53,8 +53,10 @@ type journalEncoder struct {
 	buffers buffer.Pool
 }
 
+// Clone implements zapcore.Encoder.
 func (e journalEncoder) Clone() zapcore.Encoder { return journalEncoder{e.Encoder.Clone(), e.buffers} }
 
+// EncodeEntry implements zapcore.Encoder.
 func (e journalEncoder) EncodeEntry(entry zapcore.Entry, fields []zapcore.Field) (*buffer.Buffer, error) {
 	line, err := e.Encoder.EncodeEntry(entry, fields)
 	if err != nil {
