@@ -78,6 +78,46 @@ func TestDeliveryOutlivesAnEarlyEnd(t *testing.T) {
 	}
 }
 
+type canceler func()
+
+func (c canceler) Cancel() { c() }
+
+// What was on its way through the layers when the client stopped does not go out any
+// more, nor does the reason why they end (GP-41).
+func TestNothingAfterAnEarlyStop(t *testing.T) {
+	for name, end := range map[string]error{"canceled": exchange.ErrCanceled, "failed": exchange.Failf(exchange.NoAnswer, "too late")} {
+		t.Run(name, func(t *testing.T) {
+			begun, ended := make(chan struct{}), make(chan struct{})
+			next := exchange.HandlerFunc(func(_ *exchange.Request, w exchange.Sink) exchange.Canceler {
+				close(begun)
+				return canceler(func() {
+					for _, port := range []uint16{5683, 0} { // a server's, and one of a proxy behind
+						w.Respond(&exchange.Response{Code: codes.Content, From: netip.MustParseAddrPort("192.0.2.1:5683"), GroupPort: port})
+					}
+					w.End(end)
+					close(ended)
+				})
+			})
+			client := dialFront(t, next, nil)
+			for id, m := range []*wire.Message{
+				{Options: message.Options{{ID: wire.MulticastTimeout, Value: []byte{60}}, {ID: wire.ProxyURI, Value: []byte("coap://224.0.1.187/x")}}},
+				{Options: message.Options{{ID: wire.MulticastTimeout}}},
+			} {
+				m.Type, m.Code, m.ID, m.Token = message.NonConfirmable, codes.GET, uint16(id), []byte("t")
+				data, err := m.Append(nil)
+				require.NoError(t, err)
+				_, err = client.Write(data)
+				require.NoError(t, err)
+				<-begun
+			}
+			<-ended
+			require.NoError(t, client.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+			_, err := client.Read(make([]byte, 1500))
+			require.Error(t, err, "a response after the Early Stop")
+		})
+	}
+}
+
 // GP-94: how far away the previous hop is goes with a group request, for those who
 // tell a next proxy how long it has.
 func TestGroupRequestKnowsItsPreviousHop(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -52,6 +53,10 @@ type groupRequest struct {
 	client      *exchange.Identity
 	observation *groupObservation // nil unless it observes
 
+	// stopped: nothing is sent any more, even if the layers below have not yet heard of
+	// the cancellation.
+	stopped atomic.Bool
+
 	cancel exchange.Canceler // set while in front.running; guarded by front.mu
 	ended  bool              // guarded by front.mu
 	paced  int               // responses in a pacer; guarded by front.mu
@@ -80,8 +85,9 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 	switch {
 	case stop && x != nil:
 		f.Stats.EarlyStops.Add(1)
+		x.stopped.Store(true) // GP-41
 		f.Log.Debug("early stop", zap.Uint64("exchange", x.id))
-		cancel.Cancel() // GP-41
+		cancel.Cancel()
 	case recently: // GP-43
 	case x != nil && x.observes && h.timeout.Present:
 		// A registration anew, or the end of one by Observe 1: what is running ends
@@ -95,6 +101,7 @@ func (f *Front) stopEarly(rx *endpoint.Reception, m *wire.Message, h *hop) bool 
 		// The client believes its Token free, so that responses to the old
 		// request would be taken for responses to this one.
 		f.Stats.TokenReuses.Add(1)
+		x.stopped.Store(true)
 		cancel.Cancel()
 		if !h.timeout.Present {
 			return false
@@ -165,6 +172,9 @@ func (f *Front) beginGroup(rx *endpoint.Reception, m *wire.Message, r *exchange.
 
 // Respond implements exchange.Sink.
 func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
+	if x.stopped.Load() { // GP-41
+		return exchange.Continue
+	}
 	if p.GroupPort == 0 {
 		x.answer(p)
 		return exchange.Stop
@@ -208,7 +218,7 @@ func (x *groupRequest) Respond(p *exchange.Response) exchange.Verdict {
 func (x *groupRequest) End(err error) {
 	f := x.front
 	now := time.Now()
-	refused := err != nil && !errors.Is(err, exchange.ErrCanceled) && x.relayed == 0
+	refused := err != nil && !errors.Is(err, exchange.ErrCanceled) && x.relayed == 0 && !x.stopped.Load()
 	f.mu.Lock()
 	x.ended = true
 	if f.running[x.key] == x {
@@ -229,7 +239,7 @@ func (x *groupRequest) End(err error) {
 	if refused {
 		x.refuse(err)
 	} else {
-		if err != nil && x.established() && !errors.Is(err, exchange.ErrCanceled) {
+		if err != nil && x.established() && !errors.Is(err, exchange.ErrCanceled) && !x.stopped.Load() {
 			x.sayLast(f.fail(x.id, x.in.Peer.Addr, x.client, &x.target, err, x.problem))
 		}
 		x.in.Finish() // GP-34, GP-38, GP-42
@@ -296,6 +306,7 @@ func (x *groupRequest) unwanted() {
 		return
 	}
 	f.Stats.ResetStops.Add(1)
+	x.stopped.Store(true)
 	f.Log.Debug("client wants no more responses", zap.Uint64("exchange", x.id))
 	cancel.Cancel()
 }
