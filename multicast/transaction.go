@@ -22,22 +22,22 @@ type transaction struct {
 	// after that touched by what serial runs.
 	subscribers []*subscriber
 
-	// Guarded by the leg's lock, down to again.
+	asking      [1]*subscriber // room for subscribers: nearly always there is one,
+	first       subscriber
+	observation *groupObservation // nil where nothing is observed
+
+	// Guarded by the leg's lock.
 	sendings  []sending
-	begun     time.Time // when it was sent
+	begun     time.Time  // when it was sent
+	oneWay    [1]sending // room for sendings: and one datagram
 	groupPort uint16
 	holdsSlot bool
 	sent      bool // by at least one way
 	done      bool // nobody waits for responses any more
-	// observation is nil where nothing is observed.
-	observation *groupObservation
-	asking      [1]*subscriber // room for subscribers: nearly always there is one,
-	first       subscriber
-	oneWay      [1]sending // and one datagram
-	token       uint64
-	lastSent    time.Time
-	key         string            // for sharing while waiting
-	request     *exchange.Request // kept while it waits, and for the repeat
+	token     uint64
+	lastSent  time.Time
+	key       string            // for sharing while waiting
+	request   *exchange.Request // kept while it waits, and for the repeat
 
 	again exchange.Deadline // when the request is repeated
 	slot  exchange.Deadline // end of the wait for a first response
