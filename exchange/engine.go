@@ -109,11 +109,11 @@ func (e *Engine) Schedule(d *Deadline, at time.Time) {
 	}
 }
 
-// Coalesce returns a time less than 4 ms after at: the same for deadlines that come
+// Coalesce returns a time less than 8 ms after at: the same for deadlines that come
 // close to each other, which then fire together. To wake for each of a thousand in a
 // second costs more than what most of them do.
 func (e *Engine) Coalesce(at time.Time) time.Time {
-	const tick = 4 * time.Millisecond
+	const tick = 8 * time.Millisecond
 	if over := at.Sub(e.epoch) % tick; over > 0 {
 		return at.Add(tick - over)
 	}

@@ -99,7 +99,7 @@ func TestEndTogether(t *testing.T) {
 		for _, w := range []*recorder{first, waiting, sharing} {
 			require.True(t, w.open())
 		}
-		s.after(750 * time.Microsecond)
+		s.after(4750 * time.Microsecond)
 		for _, w := range []*recorder{first, waiting, sharing} {
 			require.False(t, w.open())
 			require.NoError(t, w.err)
