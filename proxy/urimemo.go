@@ -1,14 +1,15 @@
 package proxy
 
 import (
+	"bytes"
 	"hash/maphash"
 	"sync/atomic"
 
 	"coapproxy/wire"
 )
 
-// uriMemo remembers how target URIs are taken apart: clients ask for the same ones
-// again and again. A URI is remembered when it comes a second time before another
+// uriMemo remembers how target URIs are taken apart, but for their queries: clients
+// ask for the same ones again and again. A URI is remembered when it comes a second time before another
 // one with its place, so that those that come once cost a hash and nothing more.
 // Safe for concurrent use.
 type uriMemo struct {
@@ -34,6 +35,15 @@ func newURIMemo() *uriMemo { return &uriMemo{seed: maphash.MakeSeed()} }
 
 // parse is wire.ParseURI. What it returns is shared and not to be changed.
 func (m *uriMemo) parse(text []byte) (wire.URI, error) {
+	text, query, hasQuery := bytes.Cut(text, []byte{'?'})
+	uri, err := m.withoutQuery(text)
+	if err == nil && hasQuery {
+		err = uri.SetQuery(string(query))
+	}
+	return uri, err
+}
+
+func (m *uriMemo) withoutQuery(text []byte) (wire.URI, error) {
 	if len(text) > memoLength {
 		return wire.ParseURI(string(text))
 	}

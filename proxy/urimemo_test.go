@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -32,6 +33,25 @@ func TestURIMemo(t *testing.T) {
 			t.Error(err)
 		}
 	}))
+}
+
+// The query is read apart from the rest, with the same outcome.
+func TestURIMemoQueries(t *testing.T) {
+	m := newURIMemo()
+	for _, text := range []string{"coap://192.0.2.1/x?", "coap://192.0.2.1?a=1&b=%26&&c", "coap://192.0.2.1/x?y?z/", "coap://192.0.2.1/x?é",
+		"coap://192.0.2.1/x?a#b", "coap://192.0.2.1/x#a?b", "coap://192.0.2.1/x?%ff", "coap://192.0.2.1/x?\"", "coap://192.0.2.1/x?%4",
+		"coap://192.0.2.1/x?" + strings.Repeat("q", 256), "http://192.0.2.1/x?" + strings.Repeat("q", 256), "coap://192.0.2.1:0/x?a", "?a", ""} {
+		want, wrong := wire.ParseURI(text)
+		for range 3 {
+			got, err := m.parse([]byte(text))
+			require.Equal(t, wrong == nil, err == nil, "%q: %v", text, err)
+			if wrong != nil {
+				require.Equal(t, errors.Is(wrong, wire.ErrScheme), errors.Is(err, wire.ErrScheme), text)
+				continue
+			}
+			require.Equal(t, want, got)
+		}
+	}
 }
 
 // What comes once does not drive out what comes again and again.

@@ -82,11 +82,25 @@ func (u *URI) setHierarchy(s string) (reason string) {
 		}
 	}
 	if hasQuery {
-		if u.Query, reason = u.decodeList(query, "&", &queryItemSet); reason != "" {
-			return reason
-		}
+		u.Query, reason = u.decodeList(query, "&", &queryItemSet)
 	}
-	return ""
+	return reason
+}
+
+// SetQuery sets the query to one that is written as in a URI, where it stands between
+// "?" and the end: with the same conditions as ParseURI has for it. The error is a
+// *URIError.
+func (u *URI) SetQuery(query string) error {
+	var reason string
+	if strings.Contains(query, "#") {
+		reason = "has a fragment"
+	} else {
+		u.Query, reason = u.decodeList(query, "&", &queryItemSet)
+	}
+	if reason != "" {
+		return &URIError{URI: query, Reason: reason}
+	}
+	return nil
 }
 
 // cutScheme cuts off the scheme (RFC 3986 §3.1); ok is false if there is none.
