@@ -43,36 +43,14 @@ func statusOf(code codes.Code) int {
 		return http.StatusCreated
 	case codes.Deleted, codes.Changed, codes.Content:
 		return http.StatusOK
-	case codes.Unauthorized, codes.Forbidden:
+	case codes.Unauthorized:
 		return http.StatusForbidden
-	case codes.NotFound:
-		return http.StatusNotFound
-	case codes.NotAcceptable:
-		return http.StatusNotAcceptable
-	case wire.Conflict:
-		return http.StatusConflict
-	case codes.PreconditionFailed:
-		return http.StatusPreconditionFailed
-	case codes.RequestEntityTooLarge:
-		return http.StatusRequestEntityTooLarge
-	case codes.UnsupportedMediaType:
-		return http.StatusUnsupportedMediaType
-	case wire.UnprocessableEntity:
-		return http.StatusUnprocessableEntity
-	case codes.TooManyRequests:
-		return http.StatusTooManyRequests
-	case codes.RequestEntityIncomplete: // used up between proxy and server
+	case codes.Forbidden, codes.NotFound, codes.NotAcceptable, wire.Conflict, codes.PreconditionFailed, codes.RequestEntityTooLarge,
+		codes.UnsupportedMediaType, wire.UnprocessableEntity, codes.TooManyRequests, codes.NotImplemented, codes.BadGateway,
+		codes.ServiceUnavailable, codes.GatewayTimeout, wire.HopLimitReached: // HTTP has the same numbers; the last one: FP-55
+		return 100*int(code>>5) + int(code&0x1f)
+	case codes.RequestEntityIncomplete, codes.ProxyingNotSupported: // between proxy and server
 		return http.StatusBadGateway
-	case codes.NotImplemented:
-		return http.StatusNotImplemented
-	case codes.BadGateway, codes.ProxyingNotSupported:
-		return http.StatusBadGateway
-	case codes.ServiceUnavailable:
-		return http.StatusServiceUnavailable
-	case codes.GatewayTimeout:
-		return http.StatusGatewayTimeout
-	case wire.HopLimitReached: // FP-55
-		return http.StatusLoopDetected
 	}
 	switch code >> 5 { // HC-30
 	case 4:
