@@ -124,7 +124,7 @@ func TestManyStreamsOverHTTP3(t *testing.T) {
 	for i := range conns {
 		c, err := quic.DialAddr(t.Context(), addr, config, nil)
 		require.NoError(t, err)
-		defer func() { _ = c.CloseWithError(0, "") }()
+		t.Cleanup(func() { _ = c.CloseWithError(0, "") })
 		conns[i] = c
 		for range 4 {
 			begin(c)
@@ -157,7 +157,7 @@ func TestIdleOverHTTP3(t *testing.T) {
 	for range 5 {
 		c, err := quic.DialAddr(t.Context(), addr, config, &quic.Config{KeepAlivePeriod: 50 * time.Millisecond})
 		require.NoError(t, err)
-		defer func() { _ = c.CloseWithError(0, "") }()
+		t.Cleanup(func() { _ = c.CloseWithError(0, "") })
 		client := (&http3.Transport{}).NewClientConn(c)
 		r, err := http.NewRequestWithContext(t.Context(), "GET", "https://localhost/", http.NoBody)
 		require.NoError(t, err)
