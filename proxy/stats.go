@@ -26,7 +26,7 @@ type Stats struct {
 	Trimmed               atomic.Uint64                   `metric:"errors_trimmed_total" help:"Errors sent without their text, because they were too long for an unproven address."`
 	MappingsEvicted       atomic.Uint64                   `metric:"reverse_mappings_evicted_total" help:"Announced servers forgotten because too many were remembered."`
 	PoolExhausted         atomic.Uint64                   `metric:"reverse_pool_exhausted_total" help:"Responses of servers for which no address of the pool was free."`
-	Overshoot             exchange.Histogram              `metric:"timeout_overshoot_seconds" help:"How long after its timeout a group exchange ended."`
+	Overshoot             exchange.Histogram              `metric:"timeout_overshoot_seconds" help:"How long after its timeout a group exchange ended: up to 8 ms, together with others."`
 	Exchanges             [kinds][outcomes]atomic.Uint64  `metric:"exchanges_total" help:"Exchanges that have ended, by kind and outcome." label:"kind,outcome"`
 	Failures              [exchange.Reasons]atomic.Uint64 `metric:"failures_total" help:"Requests the proxy answered with an error of its own." label:"reason"`
 	Observers             atomic.Int64                    `metric:"observers" help:"Observations of clients, those of groups included."`
