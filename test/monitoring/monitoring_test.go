@@ -66,7 +66,7 @@ func TestDashboard(t *testing.T) {
 	kinds.RegisterPanelcfgVariant(stat.VariantConfig())
 	kinds.RegisterPanelcfgVariant(timeseries.VariantConfig())
 	kinds.RegisterDataqueryVariant(prometheus.VariantConfig())
-	err = new(schema.Dashboard).UnmarshalJSONStrict(data)
+	err = new(schema.Dashboard).UnmarshalJSONStrict(data)       //nolint:staticcheck // dashboards of version 2 are for the newest Grafana alone
 	require.True(t, err == nil || err.Error() == "", "%v", err) // without mistakes it returns an empty list of them
 	var b strings.Builder
 	b.WriteString("groups:\n- name: dashboard\n  rules:\n")
