@@ -22,7 +22,8 @@ type operation struct {
 	// Touched by what the serial of steps runs.
 	uploaded  bool      // the request went up in blocks, under tag
 	tag       []byte    // Request-Tag of the upload
-	restarted bool      // the upload, or the download, began anew once
+	lost      int       // how often the server had lost blocks of the upload
+	restarted bool      // the download began anew once
 	until     time.Time // when nothing further is asked of the server
 	reserved  int       // bytes of bodies that count against the bound of upstream
 }
@@ -37,6 +38,11 @@ func newOperation(u *Upstream, w exchange.Sink, r *exchange.Request) *operation 
 // still end as the leg says. A body of 1 MiB in blocks of 1024 bytes has a second
 // for each of them.
 const operationTime = 20 * time.Minute
+
+// maxLost is how often an upload begins anew because the server has lost blocks of
+// it. Over links that lose packets the session with it may change more than once in an
+// upload, and its state with that.
+const maxLost = 3
 
 // late ends an operation whose time is over, and reports whether it is. Run by the
 // serial.
@@ -180,10 +186,10 @@ func (s *stage) uploaded(p *exchange.Response) func() {
 		return func() { o.upload(offset, szx) }
 	case p.Code == codes.RequestEntityTooLarge && s.offset == 0 && known && b.SZX < s.block.SZX:
 		return func() { o.upload(0, b.SZX) } // RFC 7959 §2.9.3
-	case p.Code == codes.RequestEntityIncomplete && s.offset > 0 && !o.restarted:
+	case p.Code == codes.RequestEntityIncomplete && s.offset > 0 && o.lost < maxLost:
 		// The server has lost the blocks before this one (RFC 7959 §2.9.2), or
 		// counts them otherwise after it named a smaller size.
-		o.restarted = true
+		o.lost++
 		return func() { o.upload(0, s.block.SZX) }
 	case p.Code == codes.BadOption && s.offset == 0 && !ok && o.blamesBlock1():
 		o.upstream.noteRefusal(o.request.Target.Addr)
