@@ -24,13 +24,15 @@ type DedupLimits struct {
 	NonIdempotent int
 	// ReplyBytes bounds the stored replies of each of the two kinds.
 	ReplyBytes int
-	// Shortly is how long a finished idempotent request is remembered.
+	// Shortly is how long a finished idempotent request is remembered: MAX_TRANSMIT_SPAN
+	// (RFC 7252 §4.8.2), as long as its client may repeat it. Done anew, the last block of a
+	// body would be one whose predecessors are gone.
 	Shortly time.Duration
 }
 
 // DefaultDedupLimits returns the documented defaults.
 func DefaultDedupLimits() DedupLimits {
-	return DedupLimits{Idempotent: 16384, NonIdempotent: 65536, ReplyBytes: 8 << 20, Shortly: 10 * time.Second}
+	return DedupLimits{Idempotent: 16384, NonIdempotent: 65536, ReplyBytes: 8 << 20, Shortly: 45 * time.Second}
 }
 
 // messageKey tells a message by the other endpoint and its Message ID

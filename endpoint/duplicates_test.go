@@ -120,8 +120,8 @@ func TestRequestLifetimes(t *testing.T) {
 		methods  []codes.Code
 		lifetime time.Duration
 	}{
-		{"idempotent CON", message.Confirmable, []codes.Code{codes.GET, codes.PUT, codes.DELETE, wire.FETCH, wire.IPATCH}, 10 * time.Second},
-		{"idempotent NON", message.NonConfirmable, []codes.Code{codes.GET, codes.PUT, codes.DELETE, wire.FETCH, wire.IPATCH}, 10 * time.Second},
+		{"idempotent CON", message.Confirmable, []codes.Code{codes.GET, codes.PUT, codes.DELETE, wire.FETCH, wire.IPATCH}, 45 * time.Second},
+		{"idempotent NON", message.NonConfirmable, []codes.Code{codes.GET, codes.PUT, codes.DELETE, wire.FETCH, wire.IPATCH}, 45 * time.Second},
 		{"non-idempotent CON", message.Confirmable, []codes.Code{codes.POST, wire.PATCH, 8, 31}, endpoint.ExchangeLifetime},
 		{"non-idempotent NON", message.NonConfirmable, []codes.Code{codes.POST, wire.PATCH, 8, 31}, endpoint.NonLifetime},
 	} {
