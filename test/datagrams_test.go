@@ -82,7 +82,7 @@ func (c *datagramClient) ask(m *coap.Message) *coap.Message {
 	m.Type, m.ID, m.Token = coap.CON, c.id, fmt.Appendf(nil, "%04x", c.id)
 	pause := 2 * time.Second
 	again := time.Now()
-	for until := again.Add(3 * patience); time.Now().Before(until); {
+	for until := again.Add(overLoss); time.Now().Before(until); {
 		if !time.Now().Before(again) {
 			_, err := c.conn.Write(m.Bytes())
 			require.NoError(c.t, err)

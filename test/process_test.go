@@ -21,6 +21,11 @@ import (
 // that run tests are busy.
 const patience = 20 * time.Second
 
+// overLoss is how long a response may take where packets get lost: MAX_TRANSMIT_WAIT
+// (RFC 7252 §4.8.2) on the way to the server, as long as the proxy tries, and on the
+// way back.
+const overLoss = 2 * 93 * time.Second
+
 // startTied starts a program that dies with this one, and calls ended once it
 // has ended and cmd.ProcessState is set.
 func startTied(cmd *exec.Cmd, ended func()) error {

@@ -68,7 +68,7 @@ func (c tcpConn) put(m *coap.Message) error {
 }
 
 func (c tcpConn) take() (*coap.Message, error) {
-	_ = c.SetReadDeadline(time.Now().Add(2 * patience))
+	_ = c.SetReadDeadline(time.Now().Add(overLoss))
 	var err error
 	read := func(n int) []byte {
 		buf := make([]byte, n)
@@ -107,7 +107,7 @@ func (c wsConn) put(m *coap.Message) error {
 }
 
 func (c wsConn) take() (*coap.Message, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), overLoss)
 	defer cancel()
 	_, data, err := c.Read(ctx)
 	if err != nil {
